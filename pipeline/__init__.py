@@ -1,0 +1,1 @@
+"""Stages of the pipeline: decode, encode, commit, answer. No Ray in here."""

@@ -1,0 +1,50 @@
+"""What can go wrong, told apart by who can mend it.
+
+`PipelineError` is the root. `ConfigError`: the operator can fix it, nothing was written, exit 2. `StoreError`: stored
+bytes cannot be trusted, stop. `VideoError`: this one video only; its code becomes a row and the run goes on.
+"""
+
+VIDEO_CODES = frozenset(
+    {
+        "NOT_FOUND",
+        "UNREADABLE",
+        "UNSUPPORTED_CODEC",
+        "CORRUPT",
+        "TIMEOUT",
+        "NO_VIDEO_STREAM",
+        "TOO_LARGE",
+        "OUT_OF_MEMORY",
+        "CRASHED",
+        "FORBIDDEN_PROTOCOL",
+        "EMPTY",
+        "ENCODE_FAILED",
+    }
+)
+"""Every class a failed video can carry; `--retry` selects by these names."""
+
+
+class PipelineError(Exception):
+    """Root of every error that this project raises on purpose."""
+
+
+class ConfigError(PipelineError):
+    """A setting, path or file is wrong. The operator can fix it; the job stops before it writes anything."""
+
+
+class StoreError(PipelineError):
+    """Bytes in a token store are not what the index says. Nothing read from there can be trusted."""
+
+
+class VideoError(PipelineError):
+    """One video cannot be used. It becomes a row with this code; other videos are not touched."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        if code not in VIDEO_CODES:
+            raise ValueError(f"unknown video error code {code!r}, expected one of {sorted(VIDEO_CODES)}")
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
+        """Rebuild from code and detail, so that the error survives the way back from a child process."""
+        return type(self), (self.code, self.detail)

@@ -1,0 +1,1 @@
+"""Visual-token reducers: pure torch, one method per file."""
