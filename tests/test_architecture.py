@@ -1,0 +1,78 @@
+"""The import graph is the architecture: jobs -> pipeline -> reducers, and each library has its few homes."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = {"reducers": {"reducers"}, "pipeline": {"reducers", "pipeline"}, "jobs": {"reducers", "pipeline", "jobs"}}
+HOMES = {
+    "ray": ("jobs/",),
+    "tyro": ("jobs/",),
+    "decord": ("pipeline/decoders",),
+    "transformers": ("pipeline/vision.py", "pipeline/engine.py", "pipeline/checkpoint.py", "pipeline/shapes/"),
+}
+FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the top-level name of everything a file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_from_jobs_to_pipeline_to_reducers(path: Path) -> None:
+    """A lower layer never imports a higher one."""
+    layer = path.relative_to(ROOT).parts[0]
+    assert {name for name in imports(path) if name in LAYERS} <= LAYERS[layer]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_each_heavy_library_is_imported_only_in_its_home(path: Path) -> None:
+    """Only `jobs` knows Ray and tyro, only the decoders know decord, only model code knows transformers."""
+    relative = path.relative_to(ROOT).as_posix()
+    strays = {name for name in imports(path) if name in HOMES and not relative.startswith(HOMES[name])}
+    assert not strays
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_is_pickled(path: Path) -> None:
+    """Stored bytes are Parquet, JSON or safetensors; `torch.load` and remote code appear nowhere."""
+    source = path.read_text()
+    assert not FORBIDDEN & set(imports(path))
+    assert "torch.load(" not in source
+    assert "torch.save(" not in source
+    assert "trust_remote_code=True" not in source
+
+
+def test_reducers_need_only_torch_and_the_standard_library() -> None:
+    """A researcher can lift `reducers/` out of this project with nothing but torch."""
+    allowed = {"torch", "reducers"} | sys.stdlib_module_names
+    strays = {(p.name, n) for p in (ROOT / "reducers").rglob("*.py") for n in imports(p) if n not in allowed}
+    assert not strays
+
+
+def test_help_imports_neither_torch_nor_ray_nor_transformers() -> None:
+    """`framefold --help` answers at once because nothing heavy is loaded for it."""
+    code = (
+        "import sys\nfrom jobs.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'ray', 'transformers', 'pyarrow', 'decord'} & set(sys.modules)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip().splitlines()[-1] == "[]"
