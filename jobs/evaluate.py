@@ -1,0 +1,174 @@
+"""Score predictions against a data set, offline and deterministically: no judge, no network, no model.
+
+Exact match is the string equality of ActivityNet-QA's own script; normalised match stands beside it under its own name.
+Missing predictions are wrong, and coverage says how many there are. WUPS is not offered: it needs the WordNet corpus.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import tyro
+
+from pipeline import metrics
+from pipeline.datasets import Record, dataset_of, optional_text, read_questions, read_records
+from pipeline.errors import ConfigError
+
+ID_COLUMNS = ("question_id", "id")
+TEXT_COLUMNS = ("prediction", "pred", "answer")
+"""In this order: where a file has both, `answer` is the reference (Video-ChatGPT's inference script writes it so)."""
+
+SHOWN_IDS = 10
+"""How many ids of a kind the report names; it always counts them all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """Score a file of predictions against the answers of a data set."""
+
+    predictions: tyro.conf.Positional[str]
+    """Parquet, JSONL, CSV or JSON list with question_id and prediction (or answer); any fsspec URL."""
+    questions: str
+    """The data set's question file; any fsspec URL."""
+    answers: str | None = None
+    """The data set's answer file; default: answers in the question file, or the *_a.json beside a *_q.json."""
+    dataset: Literal["auto", "activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain"] = "auto"
+    """Sets question types and the data set's own accuracy lines; auto tells it by columns and video names."""
+    against: str | None = None
+    """A second file of predictions: report the paired difference, with its interval."""
+    duplicates: Literal["error", "first", "last"] = "error"
+    """What to do with two different predictions for one question; equal ones are always taken as one."""
+    free_published: bool = False
+    """Also report ActivityNet-QA's "Free" by the arithmetic of its released script, which divides by a wrong number."""
+    storage_options: dict[str, str] = field(default_factory=dict)
+    """Passed to fsspec with every file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Predictions by question id; None where a question was asked and not answered."""
+
+    texts: Mapping[str, str | None]
+    statuses: Mapping[str, int]
+    duplicates: int
+
+
+def run(job: EvaluateJob) -> dict[str, Any]:
+    """Return the report, ready for JSON, unrounded. Raises ConfigError where files do not fit together."""
+    table = read_questions(job.questions, job.dataset, job.answers, job.storage_options)
+    asked = _with_reference(table, job.questions)
+    ours = read_predictions(job.predictions, job.duplicates, job.storage_options)
+    report = score(asked, ours, dataset_of(table), job)
+    report["without_reference"] = table.num_rows - asked.num_rows
+    if job.against is not None:
+        theirs = read_predictions(job.against, job.duplicates, job.storage_options)
+        report["against"] = {"predictions": job.against, **compare(asked, ours, theirs)}
+    return report
+
+
+def score(asked: pa.Table, ours: Predictions, dataset: str, job: EvaluateJob) -> dict[str, Any]:
+    """Score predictions on the questions of a table, all of which have an answer."""
+    said, answers, types = _columns(asked, ours)
+    video_Q = metrics.video_codes(asked["video_id"].to_pylist())
+    answered_Q = np.array([text is not None for text in said], dtype=bool)
+    exact_Q, normal_Q = metrics.exact_matches(said, answers), metrics.normalised_matches(said, answers)
+    unknown = sorted(ours.texts.keys() - set(asked["question_id"].to_pylist()))
+    missing = asked.filter(pa.array(~answered_Q))["question_id"].to_pylist()
+    report: dict[str, Any] = {
+        "dataset": dataset,
+        "predictions": job.predictions,
+        "questions": asked.num_rows,
+        "videos": int(video_Q.max()) + 1,
+        "answered": int(answered_Q.sum()),
+        "missing": {"count": len(missing), "first": missing[:SHOWN_IDS]},
+        "coverage": float(answered_Q.mean()),
+        "unknown_ids": {"count": len(unknown), "first": unknown[:SHOWN_IDS]},
+        "duplicates": {"count": ours.duplicates, "policy": job.duplicates},
+        "statuses": dict(ours.statuses),
+        "exact": metrics.summary(exact_Q, answered_Q, video_Q),
+        "normalised": metrics.summary(normal_Q, answered_Q, video_Q),
+        "per_type": {
+            name: {"exact": asdict(share), "normalised": asdict(metrics.by_type(normal_Q, types, video_Q)[name])}
+            for name, share in metrics.by_type(exact_Q, types, video_Q).items()
+        },
+    }
+    if dataset == "activitynet-qa":
+        report["official"] = metrics.activitynet_accuracies(exact_Q, types)
+        if job.free_published:
+            report["official"]["free_published"] = metrics.free_published(exact_Q, types)
+    return report
+
+
+def compare(asked: pa.Table, ours: Predictions, theirs: Predictions) -> dict[str, Any]:
+    """Return the paired difference (ours minus theirs) of both match rules."""
+    video_Q = metrics.video_codes(asked["video_id"].to_pylist())
+    rules = {"exact": metrics.exact_matches, "normalised": metrics.normalised_matches}
+    differences = {}
+    for name, rule in rules.items():
+        (our_texts, answers, _), (their_texts, _, _) = _columns(asked, ours), _columns(asked, theirs)
+        paired = metrics.paired_difference(rule(our_texts, answers), rule(their_texts, answers), video_Q)
+        differences[name] = None if paired is None else asdict(paired)
+    return differences
+
+
+def read_predictions(
+    path: str, duplicates: str = "error", storage_options: Mapping[str, Any] | None = None
+) -> Predictions:
+    """Read our answer files, or a data set's own layout, a list of question_id and answer.
+
+    A row whose `status` is not ok has no prediction, whatever its text. Raises ConfigError for a file without ids or
+    texts, and for two different predictions of one question unless `duplicates` says which to take.
+    """
+    records = read_records(path, storage_options)
+    key, column = _first(records, ID_COLUMNS, path), _first(records, TEXT_COLUMNS, path)
+    texts: dict[str, str | None] = {}
+    repeated = 0
+    for record in records:
+        question_id, text = optional_text(record.get(key)), _prediction(record, column)
+        if question_id is None:
+            raise ConfigError(f"{path}: a row has no {key}: {str(record)[:120]}")
+        if question_id in texts:
+            repeated += 1
+            if texts[question_id] != text and duplicates == "error":
+                raise ConfigError(
+                    f"{path}: question {question_id!r} has two different predictions; pass --duplicates first or last"
+                )
+        if question_id not in texts or duplicates == "last":
+            texts[question_id] = text
+    statuses = Counter(str(record["status"]) for record in records if record.get("status") is not None)
+    return Predictions(texts=texts, statuses=dict(sorted(statuses.items())), duplicates=repeated)
+
+
+def _prediction(record: Record, column: str) -> str | None:
+    if record.get("status") not in (None, "ok"):
+        return None
+    return optional_text(record.get(column))
+
+
+def _first(records: list[Record], names: tuple[str, ...], path: str) -> str:
+    columns = set().union(*records)
+    found = next((name for name in names if name in columns), None)
+    if found is None:
+        raise ConfigError(f"{path}: expected a column {' or '.join(names)}, got {sorted(columns)}")
+    return found
+
+
+def _with_reference(table: pa.Table, path: str) -> pa.Table:
+    asked = table.filter(table["answer"].is_valid())
+    if asked.num_rows == 0:
+        raise ConfigError(f"{path}: no question has an answer to score against; pass --answers")
+    return asked
+
+
+def _columns(asked: pa.Table, predictions: Predictions) -> tuple[list[str | None], list[str], list[str | None]]:
+    """Return predictions, references and types in the order of the table. Raises ConfigError if no id is known."""
+    ids = asked["question_id"].to_pylist()
+    if predictions.texts.keys().isdisjoint(ids):
+        raise ConfigError(
+            f"none of the {len(predictions.texts)} predicted question ids is asked; "
+            f"got ids such as {next(iter(predictions.texts))!r}, expected such as {ids[0]!r}"
+        )
+    return [predictions.texts.get(i) for i in ids], asked["answer"].to_pylist(), asked["type"].to_pylist()

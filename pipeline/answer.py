@@ -1,0 +1,159 @@
+"""The answer stage: units of questions in, the same rows with predictions out. One video is read once per unit."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.answers import ANSWERS
+from pipeline.errors import ConfigError
+from pipeline.prompts import PromptTemplate
+
+if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, not when a flag is parsed
+    from pipeline.checkpoint import Checkpoint
+    from pipeline.engine import Engine, Reply, VideoQuestions
+    from pipeline.store import Entry
+
+ENGINE = ("transformers", 1)
+"""Name and version in the answer fingerprint; a test holds it equal to the engine's own."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerConfig:
+    """Which model answers, and how it is asked."""
+
+    model: str
+    """Directory or hub id of a Video-LLaVA checkpoint: the one the store was encoded with."""
+    revision: str | None = None
+    """Hub revision; pin it."""
+    prompt: PromptTemplate = field(default_factory=PromptTemplate)
+    max_new_tokens: int = 32
+    """Longest answer, in tokens, EOS among them."""
+    dtype: str = "auto"
+    """Compute type: float32, bfloat16, float16; auto is bfloat16 on a GPU and float32 without one."""
+    device: str = "auto"
+    """auto is the first GPU, or the CPU where there is none."""
+    max_batch_tokens: int = 16384
+    """Positions in the key-value cache of one batch. Lower it for small memory; it changes no answer in float32."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"unknown dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        for name in ("max_new_tokens", "max_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def on(self, device: str) -> "AnswerConfig":
+        """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        return replace(self, device=device, dtype=dtype)
+
+    def here(self) -> "AnswerConfig":
+        """Return the config for this machine, device and dtype decided."""
+        if self.device != "auto":
+            return self.on(self.device)
+        import torch
+
+        return self.on("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def answer_spec(config: AnswerConfig, checkpoint: "Checkpoint", encode_fingerprint: str) -> dict[str, Any]:
+    """Return all that the answers depend on and nothing else: not the device, not the batch size, not a path."""
+    name, version = ENGINE
+    return {
+        "kind": "answer",
+        "encode": encode_fingerprint,
+        "llm_digest": checkpoint.llm_digest(),
+        "tokenizer_digest": tokenizer_digest(Path(checkpoint.path)),
+        "prompt": asdict(config.prompt),
+        "generation": {"decoding": "greedy", "max_new_tokens": config.max_new_tokens},
+        "compute_dtype": config.here().dtype,
+        "engine": {"name": name, "version": version},
+    }
+
+
+def tokenizer_digest(directory: Path) -> str:
+    """Return the SHA-256 of the tokeniser and generation files of a checkpoint, by name."""
+    names = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+    files = sorted({path for name in names for path in directory.glob(name) if path.is_file()})
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+class Answer:
+    """Stage, GPU or CPU. Takes rows of `answers.QUESTIONS_ASKED`, returns rows of `answers.ANSWERS`, same order."""
+
+    def __init__(
+        self,
+        config: AnswerConfig,
+        store: str,
+        fingerprint: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        engine: "Engine | None" = None,
+    ) -> None:
+        from pipeline.store import TokenStore
+
+        self.config = config.here()
+        self.store = TokenStore.open(store, fingerprint, storage_options)
+        self.engine = engine or load_engine(self.config)
+
+    def __call__(self, unit: pa.Table) -> pa.Table:
+        """Return the unit with predictions. Raises StoreError if stored tokens cannot be trusted."""
+        rows = unit.to_pylist()
+        by_video: dict[str, list[int]] = {}
+        for at, row in enumerate(rows):
+            if row["store_id"] is not None:
+                by_video.setdefault(row["store_id"], []).append(at)
+        entries = [self.store.read(store_id) for store_id in by_video]
+        asked = zip(entries, by_video.values(), strict=True)
+        replies = self.engine.answer([_ask(entry, [rows[at]["question"] for at in places]) for entry, places in asked])
+        for row in rows:
+            row |= {"status": "missing_video", "payload_sha256": None}
+        for entry, places, replied in zip(entries, by_video.values(), replies, strict=True):
+            for at, reply in zip(places, replied, strict=True):
+                rows[at] |= _outcome(entry, reply)
+        return pa.Table.from_pylist(rows, schema=ANSWERS)
+
+
+def load_engine(config: AnswerConfig) -> "Engine":
+    """Load the model of a config whose device and dtype are decided."""
+    from pipeline.checkpoint import Checkpoint
+    from pipeline.engine import TransformersEngine
+
+    checkpoint = Checkpoint.open(config.model, config.revision)
+    return TransformersEngine.load(
+        checkpoint.path,
+        config.prompt,
+        device=config.device,
+        dtype=config.dtype,
+        max_new_tokens=config.max_new_tokens,
+        max_batch_tokens=config.max_batch_tokens,
+    )
+
+
+def _ask(entry: "Entry", questions: Sequence[str]) -> "VideoQuestions":
+    import torch
+
+    from pipeline.engine import VideoQuestions
+
+    return VideoQuestions(features=torch.from_numpy(np.array(entry.features)), questions=questions)
+
+
+def _outcome(entry: "Entry", reply: "Reply") -> dict[str, Any]:
+    return {
+        "prediction": reply.text,
+        "status": reply.status,
+        "visual_tokens": len(entry.features),
+        "answer_tokens": reply.tokens,
+        "payload_sha256": entry.payload_sha256,
+    }

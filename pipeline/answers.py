@@ -1,0 +1,167 @@
+"""Answers on storage: committed, resumed and merged by the protocol of the token store.
+
+    <out>/specs/<fingerprint>.json              all that the answers depend on
+    <out>/answers/<fingerprint>/<unit>.parquet  immutable, named by content, created only if absent
+    <out>/answers.jsonl, <out>/answers.parquet  every question once, in the order of the question file
+
+A question is done when an answer to the same text about the same stored tokens is committed: a video that was encoded
+again is asked again. Missing videos and questions that ran out of memory are rows too, but are asked again each time.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from itertools import pairwise
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.filesystem import create_exclusive
+from pipeline.fingerprint import canonical_json, fingerprint
+
+QUESTIONS_ASKED = pa.schema(
+    [(name, pa.string()) for name in ("question_id", "video_id", "question", "store_id", "payload_sha256")]
+)
+"""What the answer stage takes. `store_id` and `payload_sha256` are null when the store does not hold the video."""
+
+ANSWERS = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("video_id", pa.string()),
+        ("question", pa.string()),
+        ("prediction", pa.string()),
+        ("status", pa.string()),
+        ("visual_tokens", pa.int32()),
+        ("answer_tokens", pa.int32()),
+        ("store_id", pa.string()),
+        ("payload_sha256", pa.string()),
+    ]
+)
+"""What it returns. `prediction` is null unless `status` is ok; `payload_sha256`: the tokens that were read."""
+
+MANIFEST = pa.schema([("unit", pa.string()), ("status", pa.string()), ("questions", pa.int32()), ("ok", pa.int32())])
+
+FINAL = frozenset({"ok", "empty_question", "reserved_token", "too_long"})
+"""Statuses that asking again would not change."""
+
+PENDING = "pending"
+"""Status, in the merged files only, of a question that no unit has answered yet."""
+
+Key = tuple[str, str, str | None]
+"""Question id, question text, digest of the stored tokens: what an answer is an answer to."""
+
+
+class AnswerStore:
+    """The answers of one fingerprint under one root."""
+
+    def __init__(self, url: str, fingerprint: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.fs, self.root = fsspec.core.url_to_fs(url, **(storage_options or {}))
+        self.fingerprint = fingerprint
+        self.folder = f"{self.root.rstrip('/')}/answers/{fingerprint}"
+
+    @classmethod
+    def create(
+        cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
+    ) -> "AnswerStore":
+        """Open the answers of a spec; write the spec beside them if nobody has. See `answer.answer_spec`."""
+        store = cls(url, fingerprint(spec), storage_options)
+        path = f"{store.root.rstrip('/')}/specs/{store.fingerprint}.json"
+        create_exclusive(store.fs, path, canonical_json(spec).encode())
+        return store
+
+    def commit(self, answered: pa.Table) -> dict[str, Any]:
+        """Write one unit, once. Returns a row of `MANIFEST`; `duplicate` when these very answers are there already."""
+        content = to_parquet(answered)
+        unit = hashlib.sha256(content).hexdigest()
+        created = create_exclusive(self.fs, f"{self.folder}/{unit}.parquet", content)
+        statuses = Counter(answered["status"].to_pylist())
+        status = "committed" if created else "duplicate"
+        return {"unit": unit, "status": status, "questions": answered.num_rows, "ok": statuses["ok"]}
+
+    def committed(self) -> pa.Table:
+        """Return every committed row. Raises StoreError if a unit is not what its name says."""
+        self.fs.invalidate_cache(self.folder)
+        paths = sorted(self.fs.glob(f"{self.folder}/*.parquet"))
+        contents = self.fs.cat(paths) if paths else {}
+        tables = [_checked(path, contents[path]) for path in paths]
+        return pa.concat_tables(tables) if tables else ANSWERS.empty_table()
+
+    def pending(self, asked: pa.Table) -> pa.Table:
+        """Return the rows of `asked` (columns of `QUESTIONS_ASKED`) that no final answer is committed for, in order."""
+        done = {_key(row) for row in self.committed().to_pylist() if row["status"] in FINAL}
+        keep = [_key(row) not in done for row in asked.to_pylist()]
+        return asked.filter(pa.array(keep, pa.bool_())).select(QUESTIONS_ASKED.names)
+
+    def finish(self, asked: pa.Table) -> dict[str, int]:
+        """Write answers.jsonl and answers.parquet, one row per question in the order of `asked`.
+
+        Returns the number of questions by status. Where answers differ (two half-precision runs that overlapped), the
+        same one is always taken: a final one before others, then the smallest by status and text.
+        """
+        merged = merge(asked, self.committed())
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in merged.to_pylist()]
+        self.fs.pipe_file(f"{self.root.rstrip('/')}/answers.jsonl", "".join(lines).encode())
+        self.fs.pipe_file(f"{self.root.rstrip('/')}/answers.parquet", to_parquet(merged))
+        return dict(sorted(Counter(merged["status"].to_pylist()).items()))
+
+
+class CommitAnswers:
+    """Stage. Takes the rows of one answered unit, commits them, returns one row of `MANIFEST`."""
+
+    def __init__(self, url: str, fingerprint: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.answers = AnswerStore(url, fingerprint, storage_options)
+
+    def __call__(self, answered: pa.Table) -> pa.Table:
+        """Return what was committed; an empty table commits nothing."""
+        rows = [self.answers.commit(answered)] if answered.num_rows else []
+        return pa.Table.from_pylist(rows, schema=MANIFEST)
+
+
+def units(pending: pa.Table, videos_per_unit: int = 8) -> Iterator[pa.Table]:
+    """Yield tables of a few videos with all their questions, sorted by video, so that each video is read once."""
+    if videos_per_unit < 1:
+        raise ConfigError(f"videos_per_unit must be at least 1, got {videos_per_unit}")
+    ordered = pending.sort_by([("store_id", "ascending"), ("video_id", "ascending"), ("question_id", "ascending")])
+    names = [row["store_id"] or row["video_id"] for row in ordered.select(["store_id", "video_id"]).to_pylist()]
+    starts = [at for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
+    edges = [*starts[::videos_per_unit], len(names)]
+    return (ordered.slice(start, end - start) for start, end in pairwise(edges))
+
+
+def merge(asked: pa.Table, committed: pa.Table) -> pa.Table:
+    """Return one row of `ANSWERS` per row of `asked`, in its order; a question without an answer is `pending`."""
+    best: dict[Key, dict[str, Any]] = {}
+    for row in sorted(committed.to_pylist(), key=_preference):
+        best.setdefault(_key(row), row)
+    rows = []
+    for row in asked.select(QUESTIONS_ASKED.names).to_pylist():
+        found = best.get(_key(row), {"status": "missing_video" if row["store_id"] is None else PENDING})
+        rows.append({**row, **found, "video_id": row["video_id"], "store_id": row["store_id"]})
+    return pa.Table.from_pylist(rows, schema=ANSWERS)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Return a table as the bytes of one Parquet file; equal tables give equal bytes."""
+    sink = BytesIO()
+    pq.write_table(table.combine_chunks(), sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def _checked(path: str, content: bytes) -> pa.Table:
+    name, digest = path.rsplit("/", 1)[-1].removesuffix(".parquet"), hashlib.sha256(content).hexdigest()
+    if name != digest:
+        raise StoreError(f"{path}: the content has SHA-256 {digest}; the unit was changed after it was committed")
+    return pq.read_table(BytesIO(content), schema=ANSWERS)
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["question_id"], row["question"], row["payload_sha256"]
+
+
+def _preference(row: Mapping[str, Any]) -> tuple[bool, str, str]:
+    return row["status"] not in FINAL, row["status"], row["prediction"] or ""

@@ -1,0 +1,261 @@
+"""Question files of the video QA data sets, as released, in one table. Joined by id, never by position.
+
+Layouts are told apart by their columns, data sets by their video names; `dataset=` overrides the second.
+Multiple-choice files (TGIF-QA action and transition) are refused: there is nothing open-ended to answer in them.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError
+
+DATASETS = ("activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain")
+ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
+TGIF_TYPES = ("object", "number", "color", "location")
+QUESTION_WORDS = ("what", "who", "how", "when", "where")
+QUESTIONS = pa.schema([(name, pa.string()) for name in ("question_id", "video_id", "question", "answer", "type")])
+
+Record = dict[str, Any]
+"""One row of a question or answer file; Any, as it is whatever the file holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where a kind of file keeps what we need; the data set it proves, if its columns alone prove one."""
+
+    video: str
+    ids: tuple[str, ...]
+    dataset: str | None = None
+
+
+PACKAGE = Layout(video="video_name", ids=("question_id",))
+MSVD = Layout(video="video_id", ids=("id",), dataset="msvd-qa")
+MSRVTT = Layout(video="video_id", ids=("id",), dataset="msrvtt-qa")
+TGIF = Layout(video="gif_name", ids=("vid_id", "question_id"), dataset="tgif-qa")
+PLAIN = Layout(video="video_id", ids=("question_id", "id"), dataset="plain")
+
+
+def read_questions(
+    path: str,
+    dataset: str = "auto",
+    answers: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> pa.Table:
+    """Read a question file, with its answers where there are any, in the order of the file.
+
+    Args:
+        path: .json, .jsonl, .csv, .tsv or .parquet on any fsspec URL.
+        answers: file of answers by question id. None: the sibling `*_a.json` of a `*_q.json`, if it exists.
+
+    Returns:
+        Columns question_id, video_id (the data set's own name), question, answer, type; see `dataset_of`.
+
+    Raises:
+        ConfigError: unreadable file, unknown layout, repeated question id, answers that belong to other questions.
+    """
+    if dataset not in ("auto", *DATASETS):
+        raise ConfigError(f"unknown data set {dataset!r}, expected auto or one of {', '.join(DATASETS)}")
+    records = read_records(path, storage_options)
+    layout = detect_layout(records, path)
+    names = [_text(record, layout.video, path) for record in records]
+    if dataset == "auto":
+        dataset = layout.dataset or guess_dataset(names, path)
+    texts = [_text(record, "question", path) for record in records]
+    ids = question_ids(records, layout, names, texts, path)
+    sibling = answers or _sibling_answers(path, storage_options)
+    if sibling is not None:
+        records = _with_answers(records, ids, sibling, storage_options)
+    rows = zip(ids, names, texts, records, strict=True)
+    columns = [(i, n, t, optional_text(r.get("answer")), type_name(dataset, r.get("type"), t)) for i, n, t, r in rows]
+    table = pa.table(list(map(list, zip(*columns, strict=True))), schema=QUESTIONS)
+    return table.replace_schema_metadata({"framefold.dataset": dataset})
+
+
+def dataset_of(questions: pa.Table) -> str:
+    """Return the data set that `read_questions` recognised; `plain` for a table made elsewhere."""
+    return str((questions.schema.metadata or {}).get(b"framefold.dataset", b"plain").decode())
+
+
+def read_records(path: str, storage_options: Mapping[str, Any] | None = None) -> list[Record]:
+    """Read the rows of a .json list, .jsonl, .csv, .tsv or .parquet file. Raises ConfigError if there are none."""
+    try:
+        with fsspec.open(path, "rb", **(storage_options or {})) as file:
+            content: bytes = file.read()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(f"cannot read {path}: no such file") from error
+    suffix = PurePosixPath(path).suffix.lower()
+    try:
+        records = _parse(content, suffix)
+    except (ValueError, pa.ArrowInvalid, csv.Error) as error:
+        raise ConfigError(f"cannot read {path} as {suffix or 'a file without a suffix'}: {error}") from error
+    if not records or not all(isinstance(record, dict) for record in records):
+        raise ConfigError(f"{path}: expected a list of one or more objects")
+    return records
+
+
+def _parse(content: bytes, suffix: str) -> list[Record]:
+    if suffix == ".parquet":
+        return list(pq.read_table(io.BytesIO(content)).to_pylist())
+    text = content.decode("utf-8-sig")
+    if suffix in (".jsonl", ".ndjson"):
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    if suffix in (".csv", ".tsv"):
+        header = text.split("\n", 1)[0]
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in header else ","))
+    if suffix == ".json":
+        rows = json.loads(text)
+        return rows if isinstance(rows, list) else [rows]
+    raise ValueError("expected .json, .jsonl, .csv, .tsv or .parquet")
+
+
+def detect_layout(records: list[Record], path: str) -> Layout:
+    """Tell the layout of a question file by the columns of its first row. Raises ConfigError with what was found."""
+    columns = records[0].keys()
+    if "a1" in columns:
+        raise ConfigError(f"{path} is a multiple-choice file (column a1); only open-ended questions can be answered")
+    if {"video_name", "question", "question_id"} <= columns:
+        return PACKAGE
+    if {"gif_name", "question"} <= columns:
+        return TGIF
+    if {"id", "video_id", "question"} <= columns and isinstance(records[0]["video_id"], int):
+        return MSRVTT if "category_id" in columns else MSVD
+    if {"video_id", "question"} <= columns:
+        return PLAIN
+    raise ConfigError(
+        f"{path}: cannot tell the layout from columns {sorted(columns)}; expected video_name, gif_name or video_id, "
+        "with question"
+    )
+
+
+def guess_dataset(names: Collection[str], path: str) -> str:
+    """Tell the data set of a Zero_Shot_QA style file by its video names. Raises ConfigError when they fit none."""
+    patterns = {
+        "msrvtt-qa": r"video\d+",
+        "msvd-qa": r"vid\d+|.{11}_\d+_\d+",  # {youtube id}_{start}_{end}; the id may hold _ and - itself
+        "tgif-qa": r"tumblr_\w+",
+        "activitynet-qa": r"[\w-]{11}",
+    }
+    for dataset, pattern in patterns.items():
+        if all(re.fullmatch(pattern, name) for name in names):
+            return dataset
+    raise ConfigError(
+        f"{path}: video names such as {next(iter(names))!r} fit no known data set; name it with --dataset"
+    )
+
+
+def question_ids(records: list[Record], layout: Layout, names: list[str], texts: list[str], path: str) -> list[str]:
+    """Return one unique id per row: the file's own, else one made from video and question so that order is free."""
+    column = next((name for name in layout.ids if name in records[0]), None)
+    if column is not None:
+        ids = [_text(record, column, path) for record in records]
+    else:
+        ids = list(_numbered(_made_id(name, text) for name, text in zip(names, texts, strict=True)))
+    repeated = [question_id for question_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"{path}: {len(repeated)} question ids are used more than once, such as {repeated[:3]}")
+    return ids
+
+
+def type_name(dataset: str, raw: object, question: str) -> str | None:
+    """Return the question's type as the data set names it; None where it has none, the raw one where it is unknown."""
+    if dataset in ("msvd-qa", "msrvtt-qa"):
+        first = next(iter(question.lower().split()), "")
+        return first if first in QUESTION_WORDS else "other"
+    names = {"activitynet-qa": ACTIVITYNET_TYPES, "tgif-qa": TGIF_TYPES}.get(dataset)
+    if names is None or not str(raw).isdecimal() or int(str(raw)) >= len(names):
+        return optional_text(raw)
+    return names[int(str(raw))]
+
+
+def optional_text(value: object) -> str | None:
+    """Return a JSON value as text, None as None: some files hold numbers where others hold words."""
+    return None if value is None else str(value)
+
+
+def candidate_ids(dataset: str, video_name: str, aliases: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the names a video may have in a corpus, likeliest first.
+
+    ActivityNet-QA leaves the `v_` of the file names out, and some YouTube ids begin with `v_` themselves, so it is
+    always added and never stripped. MSVD-QA and MSRVTT-QA number their videos `vid1451` and `video7010`.
+    """
+    named = {
+        "activitynet-qa": (f"v_{video_name}", video_name),
+        "msvd-qa": (f"vid{video_name}", video_name) if video_name.isdecimal() else (video_name,),
+        "msrvtt-qa": (f"video{video_name}", video_name) if video_name.isdecimal() else (video_name,),
+    }.get(dataset, (video_name,))
+    others = tuple((aliases or {})[name] for name in named if name in (aliases or {}))
+    return tuple(dict.fromkeys(named + others))
+
+
+def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Read MSVD's youtube_mapping.txt (lines `name vidN`) as a dict that leads from either name to the other."""
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8", **(storage_options or {})) as file:
+            pairs = [line.split() for line in file if line.strip()]
+    except FileNotFoundError as error:
+        raise ConfigError(f"cannot read {path}: no such file") from error
+    if not all(len(pair) == 2 for pair in pairs):
+        raise ConfigError(f"{path}: expected two names on each line")
+    return {**dict(pairs), **{number: name for name, number in pairs}}
+
+
+def join_videos(questions: pa.Table, known: Collection[str], aliases: Mapping[str, str] | None = None) -> pa.Table:
+    """Add `store_id`, the first candidate name of each video that is in `known`, or null if none is."""
+    known, dataset = set(known), dataset_of(questions)
+    names = questions["video_id"].to_pylist()
+    found = {n: next((c for c in candidate_ids(dataset, n, aliases) if c in known), None) for n in set(names)}
+    return questions.append_column("store_id", pa.array([found[name] for name in names], pa.string()))
+
+
+def _text(record: Record, column: str, path: str) -> str:
+    value = record.get(column)
+    if value is None:
+        raise ConfigError(f"{path}: a row has no {column}: {str(record)[:120]}")
+    return str(value)
+
+
+def _made_id(name: str, text: str) -> str:
+    return f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _numbered(ids: Iterable[str]) -> Iterable[str]:
+    """Yield each id; its second and later uses get `:2`, `:3`: the same question may be asked twice of one video."""
+    seen: Counter[str] = Counter()
+    for made in ids:
+        seen[made] += 1
+        yield made if seen[made] == 1 else f"{made}:{seen[made]}"
+
+
+def _sibling_answers(path: str, storage_options: Mapping[str, Any] | None) -> str | None:
+    if not path.endswith("_q.json"):
+        return None
+    sibling = path.removesuffix("_q.json") + "_a.json"
+    fs, location = fsspec.core.url_to_fs(sibling, **(storage_options or {}))
+    return sibling if fs.exists(location) else None
+
+
+def _with_answers(
+    records: list[Record], ids: list[str], path: str, storage_options: Mapping[str, Any] | None
+) -> list[Record]:
+    found: dict[str, Record] = {}
+    for row in read_records(path, storage_options):
+        column = "question_id" if "question_id" in row else "id"
+        question_id = _text(row, column, path)
+        answer = {"answer": _text(row, "answer", path), **({"type": row["type"]} if "type" in row else {})}
+        if found.setdefault(question_id, answer) != answer:
+            raise ConfigError(f"{path}: question {question_id!r} has two different answers")
+    if found.keys().isdisjoint(ids):
+        raise ConfigError(f"{path}: none of its {len(found)} answers belongs to one of the {len(ids)} questions")
+    return [{**record, **found.get(i, {})} for record, i in zip(records, ids, strict=True)]

@@ -1,0 +1,352 @@
+"""Stored tokens and questions to text, with the language model of transformers.
+
+The prefix of a prompt (its opening and the video) is read once per video and its keys and values are shared by all
+questions of that video, which are answered as one batch; several short videos share a batch as well. Decoding is
+greedy by construction: of the checkpoint's generation settings (temperature, sampling, beams) only its EOS ids are read.
+
+Shapes: V videos of a batch, B rows (questions), P prefix positions, L suffix positions, S visual tokens, D tower width,
+H hidden width. In float32 the answers equal one full `generate` per question, token for token.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, VideoLlavaForConditionalGeneration
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from pipeline.errors import ConfigError
+from pipeline.prompts import PromptTemplate, SplitPrompt, split_prompt, video_token_id
+
+STATUSES = ("ok", "empty_question", "reserved_token", "too_long", "missing_video", "out_of_memory")
+"""What can become of a question. `missing_video` is given by the stage, the others by an engine."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoQuestions:
+    """One video and all that is asked about it."""
+
+    features: Tensor
+    """(S, D), any float dtype: tower features before the projector, as stored."""
+    questions: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What came back for one question. `text` is None unless the status is `ok`."""
+
+    text: str | None
+    status: str
+    tokens: int = 0
+    """Generated tokens, EOS among them."""
+
+
+class Engine(Protocol):
+    """Runs a language model. `name` and `version` are part of the answer fingerprint."""
+
+    name: str
+    version: int
+
+    def answer(self, groups: Sequence[VideoQuestions]) -> list[list[Reply]]:
+        """Return one reply per question, in order. A question that cannot be answered gets a status, never an error."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A question that will be asked: which video of the batch, the ids after the video, and room for the answer."""
+
+    suffix: tuple[int, ...]
+    room: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Video:
+    """A video with its rows and, for each of its questions, the reply that is known already or None."""
+
+    features: Tensor
+    prefix: tuple[int, ...]
+    rows: tuple[_Row, ...]
+    known: tuple[Reply | None, ...] = field(repr=False)
+
+    def merge(self, answered: Sequence[Reply]) -> list[Reply]:
+        """Put answers where no reply was known."""
+        fresh = iter(answered)
+        return [next(fresh) if reply is None else reply for reply in self.known]
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed for mypy
+    """Keys and values of one block with room for the answer, so that a step writes one column and copies nothing.
+
+    DynamicLayer concatenates: every generated token would copy the whole prefix of every row.
+    """
+
+    def __init__(self, prefix: DynamicLayer, owner_B: Tensor, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(prefix.keys, prefix.values)
+        self.all_keys = _with_room(prefix.keys, owner_B, room)
+        self.all_values = _with_room(prefix.values, owner_B, room)
+        self.length: int = prefix.keys.shape[-2]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write the new columns and return all that are filled."""
+        end = self.length + key_states.shape[-2]
+        self.all_keys[:, :, self.length : end] = key_states
+        self.all_values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.all_keys[:, :, :end], self.all_values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """Return the columns filled so far."""
+        return self.length
+
+
+def _with_room(states: Tensor, owner_B: Tensor, room: int) -> Tensor:
+    """Copy the states (V, heads, P, d) of each row's video once, into a buffer of P + room columns."""
+    videos, heads, columns, width = states.shape
+    buffer = states.new_empty(len(owner_B), heads, columns + room, width)
+    buffer[:, :, :columns] = states if videos == 1 else states.index_select(0, owner_B)
+    return buffer
+
+
+class TransformersEngine:
+    """Answers with VideoLlavaForConditionalGeneration; everything is loaded once and kept."""
+
+    name = "transformers"
+    version = 1
+
+    def __init__(
+        self,
+        model: VideoLlavaForConditionalGeneration,
+        tokenizer: Any,  # Any: the tokenisers of transformers have no common typed base
+        prompt: PromptTemplate,
+        *,
+        max_new_tokens: int = 32,
+        max_batch_tokens: int = 16384,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.max_new_tokens = max_new_tokens
+        self.max_batch_tokens = max_batch_tokens
+        self.video_id = video_token_id(tokenizer, model.config.video_token_id)
+        self.context: int = model.config.text_config.max_position_embeddings
+        self.eos = _eos_ids(model, tokenizer)
+        self.reserved = _reserved_ids(model, tokenizer) - set(self.eos)
+        self._never = torch.tensor(_never_said(model, tokenizer, self.reserved, self.eos), device=model.device)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        prompt: PromptTemplate,
+        *,
+        device: str,
+        dtype: str,
+        max_new_tokens: int = 32,
+        max_batch_tokens: int = 16384,
+    ) -> "TransformersEngine":
+        """Load a checkpoint directory. The vision towers are dropped before the model moves to the device."""
+        model = VideoLlavaForConditionalGeneration.from_pretrained(
+            path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        )
+        model.model.video_tower = model.model.image_tower = None
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        limits = {"max_new_tokens": max_new_tokens, "max_batch_tokens": max_batch_tokens}
+        return cls(model.to(device), tokenizer, prompt, **limits)
+
+    @torch.inference_mode()
+    def answer(self, groups: Sequence[VideoQuestions]) -> list[list[Reply]]:
+        """Return one reply per question, in order; see `Engine`. Raises ConfigError for tokens of another model."""
+        videos = [self._prepare(group) for group in groups]
+        replies: list[list[Reply]] = []
+        for batch in self._batches(videos):
+            replies += in_halves(self._answer_videos, batch, _out_of_memory)
+        return replies
+
+    def _prepare(self, group: VideoQuestions) -> _Video:
+        width = self.model.model.multi_modal_projector.linear_1.in_features
+        if group.features.ndim != 2 or group.features.shape[1] != width:
+            raise ConfigError(
+                f"stored tokens have shape {tuple(group.features.shape)}, this model's projector takes (S, {width}): "
+                "the store was encoded with another model"
+            )
+        prefix = split_prompt(self.tokenizer, self.prompt, "", self.video_id).prefix
+        judged = [self._judge(question, len(group.features)) for question in group.questions]
+        return _Video(
+            features=group.features,
+            prefix=prefix,
+            rows=tuple(row for row in judged if isinstance(row, _Row)),
+            known=tuple(None if isinstance(row, _Row) else row for row in judged),
+        )
+
+    def _judge(self, question: str, visual_tokens: int) -> _Row | Reply:
+        """Return the row to run for a question, or the reply that says why it cannot be asked."""
+        if not question.strip():
+            return Reply(text=None, status="empty_question")
+        split: SplitPrompt = split_prompt(self.tokenizer, self.prompt, question, self.video_id)
+        if not self.reserved.isdisjoint(split.suffix):
+            return Reply(text=None, status="reserved_token")
+        room = self.context - len(split.prefix) - visual_tokens - len(split.suffix)
+        if room < 1:
+            return Reply(text=None, status="too_long")
+        return _Row(suffix=split.suffix, room=min(room, self.max_new_tokens))
+
+    def _batches(self, videos: Sequence[_Video]) -> Iterator[list[_Video]]:
+        """Group neighbouring videos while their rows fit `max_batch_tokens`; one video may be more than that."""
+        batch: list[_Video] = []
+        columns = rows = 0
+        for video in videos:
+            wide = len(video.prefix) + len(video.features) + max((len(r.suffix) for r in video.rows), default=0)
+            columns = max(columns, wide + self.max_new_tokens)
+            rows += len(video.rows) + 1  # one more for the prefix that the rows copy
+            if batch and rows * columns > self.max_batch_tokens:
+                yield batch
+                batch, rows, columns = [], len(video.rows) + 1, wide + self.max_new_tokens
+            batch.append(video)
+        if batch:
+            yield batch
+
+    def _answer_videos(self, videos: Sequence[_Video]) -> list[list[Reply]]:
+        """Read the prefixes of some videos together, then answer their rows in chunks that fit."""
+        asked = [(owner, row) for owner, video in enumerate(videos) for row in video.rows]
+        answered: list[Reply] = []
+        if asked:
+            cache, mask_VP = self._read(videos)
+            for chunk in self._chunks(asked, mask_VP.shape[1]):
+                answered += self._generate_some(cache, mask_VP, chunk)
+        replies = iter(answered)
+        return [video.merge([next(replies) for _ in video.rows]) for video in videos]
+
+    def _chunks(self, asked: Sequence[tuple[int, _Row]], columns: int) -> Iterator[Sequence[tuple[int, _Row]]]:
+        longest = max(len(row.suffix) for _, row in asked)
+        size = max(1, self.max_batch_tokens // (columns + longest + self.max_new_tokens))
+        return (asked[start : start + size] for start in range(0, len(asked), size))
+
+    def _generate_some(self, cache: Cache, mask_VP: Tensor, chunk: Sequence[tuple[int, _Row]]) -> list[Reply]:
+        """Answer a chunk, in halves where memory runs out. A row that does not fit beside other videos raises."""
+
+        def alone(_: tuple[int, _Row]) -> Reply:
+            if len(mask_VP) > 1:
+                raise torch.OutOfMemoryError("one row does not fit beside the prefixes of several videos")
+            return Reply(text=None, status="out_of_memory")
+
+        return in_halves(lambda rows: self._generate(cache, mask_VP, rows), chunk, alone)
+
+    def _read(self, videos: Sequence[_Video]) -> tuple[Cache, Tensor]:
+        """Run the prefixes once. Right-padded: under the causal mask no real position ever sees a pad."""
+        counts = [len(video.features) for video in videos]
+        features_SD = torch.cat([video.features for video in videos]).to(self.model.device, self.model.dtype)
+        shown = self.model.model.multi_modal_projector(features_SD).split(counts)
+        opening_PH = self._embed(torch.tensor(videos[0].prefix, dtype=torch.long, device=self.model.device))
+        prefixes = [torch.cat([opening_PH, visual_SH]) for visual_SH in shown]
+        embeds_VPH = torch.nn.utils.rnn.pad_sequence(prefixes, batch_first=True)
+        lengths_V = torch.tensor([len(prefix) for prefix in prefixes], device=self.model.device)
+        mask_VP = (torch.arange(embeds_VPH.shape[1], device=self.model.device) < lengths_V[:, None]).long()
+        cache = DynamicCache(config=self.model.config)
+        self.model.model.language_model(inputs_embeds=embeds_VPH, past_key_values=cache, use_cache=True)
+        return cache, mask_VP
+
+    def _generate(self, cache: Cache, mask_VP: Tensor, asked: Sequence[tuple[int, _Row]]) -> list[Reply]:
+        """Decode greedily. Columns of a row: its video's prefix, pads, its suffix, its answer."""
+        device = self.model.device
+        rows = [row for _, row in asked]
+        owner_B = torch.tensor([owner for owner, _ in asked], device=device)
+        room_B = torch.tensor([row.room for row in rows], device=device)
+        longest = max(len(row.suffix) for row in rows)
+        ids_BL = torch.tensor([[0] * (longest - len(row.suffix)) + [*row.suffix] for row in rows], device=device)
+        mask_BL = torch.tensor([[0] * (longest - len(r.suffix)) + [1] * len(r.suffix) for r in rows], device=device)
+        room = longest + self.max_new_tokens
+        mine = Cache(layers=[_RoomyLayer(layer, owner_B, room) for layer in cache.layers])
+        mask_BC = torch.cat([mask_VP[owner_B], mask_BL], dim=1)
+        position_BL = (mask_BC.cumsum(1) - 1).clamp(min=0)[:, -longest:]
+        done_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        eos = torch.tensor(self.eos, device=device)
+        said: list[Tensor] = []
+        while True:
+            next_B = self._next_ids(ids_BL, mask_BC, position_BL, mine)
+            said.append(next_B)
+            done_B = done_B | torch.isin(next_B, eos) | (len(said) >= room_B)
+            if bool(done_B.all()):
+                return [self._reply(ids, row) for ids, row in zip(torch.stack(said, 1).tolist(), rows, strict=True)]
+            ids_BL = next_B[:, None]
+            mask_BC = torch.cat([mask_BC, mask_BC.new_ones(len(rows), 1)], dim=1)
+            position_BL = position_BL[:, -1:] + 1
+
+    def _next_ids(self, ids_BL: Tensor, mask_BC: Tensor, position_BL: Tensor, cache: Cache) -> Tensor:
+        """Return the likeliest next id (B,) of each row."""
+        hidden_BLH = self.model.model.language_model(
+            inputs_embeds=self._embed(ids_BL),
+            attention_mask=mask_BC,
+            position_ids=position_BL,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits_BW: Tensor = self.model.lm_head(hidden_BLH[:, -1]).float()
+        return logits_BW.index_fill(1, self._never, -torch.inf).argmax(dim=-1)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        embeds: Tensor = self.model.get_input_embeddings()(ids)
+        return embeds
+
+    def _reply(self, ids: list[int], row: _Row) -> Reply:
+        """Cut an answer at its EOS or where its room ends."""
+        kept = ids[: row.room]
+        ended = next((at + 1 for at, token in enumerate(kept) if token in self.eos), len(kept))
+        text = self.tokenizer.decode(kept[:ended], skip_special_tokens=True).strip()
+        return Reply(text=text, status="ok", tokens=ended)
+
+
+def in_halves(work: Callable[[Sequence[T]], list[R]], items: Sequence[T], alone: Callable[[T], R]) -> list[R]:
+    """Run `work` over items; where memory runs out, over its halves; `alone` says what becomes of one that never fits.
+
+    The retry stands outside the handler: inside it, the traceback would keep the failed batch alive.
+    """
+    try:
+        return work(items)
+    except torch.OutOfMemoryError:
+        pass
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(items) == 1:
+        return [alone(items[0])]
+    middle = len(items) // 2
+    return in_halves(work, items[:middle], alone) + in_halves(work, items[middle:], alone)
+
+
+def _out_of_memory(video: _Video) -> list[Reply]:
+    return video.merge([Reply(text=None, status="out_of_memory")] * len(video.rows))
+
+
+def _eos_ids(model: VideoLlavaForConditionalGeneration, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end an answer, from the generation config or else the tokeniser."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        raise ConfigError("neither generation_config.json nor the tokeniser names an EOS token: no answer would end")
+    return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+
+def _reserved_ids(model: VideoLlavaForConditionalGeneration, tokenizer: Any) -> set[int]:
+    """Return the ids that a question must not contain and an answer never says: image, video and padding."""
+    ids = (model.config.image_token_id, model.config.video_token_id, tokenizer.pad_token_id)
+    return {int(i) for i in ids if i is not None}
+
+
+def _never_said(
+    model: VideoLlavaForConditionalGeneration, tokenizer: Any, reserved: set[int], eos: Sequence[int]
+) -> list[int]:
+    """Return the ids to suppress: the reserved ones and all rows of the padded vocabulary that no token has.
+
+    The published -hf conversion fills embedding and output rows from 32000 up with random samples, so they can win.
+    """
+    known = max(tokenizer.get_vocab().values()) + 1
+    padded = model.config.text_config.vocab_size
+    return sorted({i for i in reserved if i < padded} | (set(range(known, padded)) - set(eos)))

@@ -1,0 +1,30 @@
+"""Sharing a total over parts in whole numbers."""
+
+import torch
+from torch import Tensor
+
+
+def allocate(total: int, weights: Tensor, cap: int) -> Tensor:
+    """Share `total` over parts in proportion to their weights, none above `cap`, by largest remainder.
+
+    Args:
+        total: tokens to hand out; what does not fit under the caps is not handed out.
+        weights: (parts,), at least 0. All zero counts as all equal.
+        cap: most that one part can take.
+
+    Returns:
+        Budgets (parts,) int64 that sum to min(total, cap * parts). Ties go to the lower part.
+
+    Source: REDUCERS.md section 6, in double precision.
+    """
+    share = weights.double()
+    share = share / share.sum() if float(share.sum()) > 0 else torch.full_like(share, 1 / len(share))
+    exact = total * share
+    budgets = exact.floor().long().clamp(max=cap)
+    left = min(total, cap * len(share)) - int(budgets.sum())
+    order = (exact - exact.floor()).argsort(descending=True, stable=True)
+    while left > 0:
+        open_parts = order[budgets[order] < cap][:left]
+        budgets[open_parts] += 1
+        left -= len(open_parts)
+    return budgets

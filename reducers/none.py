@@ -1,0 +1,48 @@
+"""No reduction: the baseline that everything is compared with."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from reducers.base import CLS, KEPT, Capture, ReducedTokens, Slots, TextQuery, VisualTokens, assemble, check_finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoneConfig:
+    """Parameters of `none`."""
+
+    keep_cls: bool = True
+    """Keep the CLS row in front of the patches of its frame, as Video-LLaVA does: 8 x 257 = 2056 tokens."""
+
+
+@dataclass(frozen=True)
+class NoReduction:
+    """Keeps every patch, and the CLS row of each frame in front."""
+
+    config: NoneConfig
+    name: ClassVar[str] = "none"
+    version: ClassVar[int] = 1
+    needs_text: ClassVar[bool] = False
+    modifies_tower: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Capture]] = frozenset()
+
+    def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
+        """Return all tokens of all frames."""
+        check_finite(tokens)
+        frames, patches, _ = tokens.features.shape
+        device = tokens.features.device
+        every = torch.arange(patches, device=device).expand(frames, -1)
+        ones = torch.ones(frames, patches, device=device)
+        blocks = [Slots(features=tokens.features, valid=ones.bool(), anchor=every, kind=KEPT, size=ones)]
+        first = 0
+        if self.config.keep_cls and tokens.cls is not None:
+            blocks.insert(0, _cls_block(tokens.cls))
+            first = 1
+        return assemble(tokens, blocks, every + first)
+
+
+def _cls_block(cls_FD: torch.Tensor) -> Slots:
+    one = torch.ones(len(cls_FD), 1, device=cls_FD.device)
+    nowhere = torch.full((len(cls_FD), 1), -1, device=cls_FD.device)
+    return Slots(features=cls_FD[:, None], valid=one.bool(), anchor=nowhere, kind=CLS, size=0 * one)

@@ -1,0 +1,203 @@
+"""Scoring from files to report, on the released ActivityNet-QA test split where it is at hand."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.evaluate import EvaluateJob, read_predictions, run
+from pipeline.errors import ConfigError
+
+ACTIVITYNET = Path(__file__).parents[2].parent / "shared" / "annotations" / "activitynet-qa"
+needs_activitynet = pytest.mark.skipif(
+    not (ACTIVITYNET / "test_q.json").exists(),
+    reason="the ActivityNet-QA test split may not be shipped with the project",
+)
+
+QUESTIONS = [
+    {"question_id": "q1", "video_id": "a", "question": "is it red?", "answer": "yes", "type": "yes/no"},
+    {"question_id": "q2", "video_id": "a", "question": "how many?", "answer": "2", "type": "number"},
+    {"question_id": "q3", "video_id": "b", "question": "what is it?", "answer": "dog", "type": "object"},
+    {"question_id": "q4", "video_id": "c", "question": "what else?", "answer": None, "type": None},
+]
+
+
+def written(path: Path, rows: Any) -> str:
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return str(path)
+
+
+def activitynet(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((ACTIVITYNET / name).read_text())
+    return rows
+
+
+@needs_activitynet
+def test_always_answering_yes_scores_what_the_released_script_gives(tmp_path: Path) -> None:
+    """1102 of 8000 on the test split: 13.8 %. Free over its 5600 questions is 19.7 %, as published 27.4 %."""
+    yes = [{"question_id": row["question_id"], "answer": "yes"} for row in activitynet("test_q.json")]
+    random.Random(1).shuffle(yes)
+    report = run(
+        EvaluateJob(
+            predictions=written(tmp_path / "yes.json", yes),
+            questions=str(ACTIVITYNET / "test_q.json"),
+            free_published=True,
+        )
+    )
+    official = report["official"]
+    assert report["exact"]["correct"] == 1102
+    assert official["all"] == report["exact"]["accuracy"] == 0.13775
+    assert official["yes/no"] == 1101 / 2094
+    assert official["spatial"] == 1 / 800
+    assert official["free"] == 1101 / 5600
+    assert official["free_published"] == 1101 / 4021
+    assert report["exact"]["low"] < 0.13775 < report["exact"]["high"]
+    assert (report["questions"], report["videos"], report["coverage"]) == (8000, 800, 1.0)
+
+
+@needs_activitynet
+def test_perfect_predictions_score_one_hundred_percent_in_any_order(tmp_path: Path) -> None:
+    """Predictions, questions and answers shuffled apart from each other still meet by id."""
+    questions, answers = activitynet("test_q.json"), activitynet("test_a.json")
+    perfect = [{"question_id": row["question_id"], "prediction": row["answer"]} for row in answers]
+    for seed, rows in enumerate((questions, answers, perfect)):
+        random.Random(seed).shuffle(rows)
+    report = run(
+        EvaluateJob(
+            predictions=written(tmp_path / "perfect.json", perfect),
+            questions=written(tmp_path / "shuffled_q.json", questions),
+            answers=written(tmp_path / "shuffled_a.json", answers),
+        )
+    )
+    assert set(report["official"].values()) == {1.0}
+    assert report["exact"]["accuracy"] == report["normalised"]["accuracy"] == 1.0
+    assert "free_published" not in report["official"]
+
+
+@needs_activitynet
+def test_shuffled_files_give_the_same_report(tmp_path: Path) -> None:
+    """Only the published Free reads an order, and only when asked for; everything else is equal to the last digit."""
+    questions, draw = activitynet("test_q.json"), random.Random(5)
+    said = [
+        {"question_id": q["question_id"], "answer": draw.choice(["yes", "no", "2", "Red."])} for q in questions[:7000]
+    ]
+    predictions = written(tmp_path / "predictions.json", said)
+    straight = run(EvaluateJob(predictions=predictions, questions=str(ACTIVITYNET / "test_q.json")))
+    draw.shuffle(said)
+    answers = activitynet("test_a.json")
+    draw.shuffle(answers)
+    turned = run(
+        EvaluateJob(
+            predictions=written(tmp_path / "predictions.json", said),
+            questions=str(ACTIVITYNET / "test_q.json"),
+            answers=written(tmp_path / "answers.json", answers),
+        )
+    )
+    assert turned == straight
+    assert straight["missing"]["count"] == 1000
+    assert straight["coverage"] == 7000 / 8000
+    assert straight["exact"]["answered_only"] == straight["exact"]["correct"] / 7000
+
+
+def test_our_own_answer_files_are_read_with_their_status(tmp_path: Path) -> None:
+    """JSONL and Parquet give one report; a missing video is not answered, counts as wrong and is named."""
+    rows = [
+        {"question_id": "q1", "prediction": "Yes, it is.", "status": "ok"},
+        {"question_id": "q2", "prediction": "two", "status": "ok"},
+        {"question_id": "q3", "prediction": None, "status": "missing_video"},
+    ]
+    (tmp_path / "answers.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "answers.parquet")
+    questions = written(tmp_path / "questions.json", QUESTIONS)
+    one, other = (
+        run(EvaluateJob(predictions=str(tmp_path / f"answers.{suffix}"), questions=questions))
+        for suffix in ("jsonl", "parquet")
+    )
+    assert {**one, "predictions": None} == {**other, "predictions": None}
+    assert one["dataset"] == "plain"
+    assert one["statuses"] == {"missing_video": 1, "ok": 2}
+    assert one["missing"] == {"count": 1, "first": ["q3"]}
+    assert (one["questions"], one["without_reference"], one["coverage"]) == (3, 1, 2 / 3)
+    assert (one["exact"]["accuracy"], one["normalised"]["accuracy"]) == (0.0, 2 / 3)
+    assert one["per_type"]["number"]["normalised"]["accuracy"] == 1.0
+    assert json.loads(json.dumps(one)) == one
+
+
+def test_a_prediction_column_is_taken_before_an_answer_column(tmp_path: Path) -> None:
+    """Where a file holds both, `answer` is the reference; scoring it would give a perfect run."""
+    rows = [{"id": "q1", "answer": "yes", "pred": "no"}]
+    report = run(
+        EvaluateJob(
+            predictions=written(tmp_path / "p.json", rows), questions=written(tmp_path / "questions.json", QUESTIONS)
+        )
+    )
+    assert report["exact"]["correct"] == 0
+
+
+def test_unknown_ids_are_counted_and_named(tmp_path: Path) -> None:
+    """A prediction for a question that nobody asked changes no score and stays visible."""
+    rows = [{"question_id": "q3", "answer": "dog"}, {"question_id": "q9", "answer": "dog"}]
+    report = run(
+        EvaluateJob(
+            predictions=written(tmp_path / "p.json", rows), questions=written(tmp_path / "questions.json", QUESTIONS)
+        )
+    )
+    assert report["unknown_ids"] == {"count": 1, "first": ["q9"]}
+    assert report["exact"]["correct"] == 1
+
+
+def test_two_predictions_for_one_question_need_a_decision(tmp_path: Path) -> None:
+    """Equal ones are one; different ones stop the run unless it says which to take."""
+    same = [{"question_id": "q1", "answer": "yes"}] * 2
+    assert read_predictions(written(tmp_path / "same.json", same)).duplicates == 1
+    path = written(tmp_path / "p.json", [*same, {"question_id": "q1", "answer": "no"}])
+    with pytest.raises(ConfigError, match="two different predictions"):
+        read_predictions(path)
+    assert read_predictions(path, "first").texts == {"q1": "yes"}
+    assert read_predictions(path, "last").texts == {"q1": "no"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question_id": "z", "answer": "yes"}], "none of the 1 predicted"),
+        ([{"question": "z", "answer": "yes"}], "expected a column question_id or id"),
+        ([{"question_id": "q1", "text": "yes"}], "expected a column prediction or pred or answer"),
+        ([{"question_id": None, "answer": "yes"}], "a row has no question_id"),
+    ],
+)
+def test_predictions_that_cannot_be_joined_are_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], message: str
+) -> None:
+    """A wrong file never becomes a score of zero."""
+    questions = written(tmp_path / "questions.json", QUESTIONS)
+    with pytest.raises(ConfigError, match=message):
+        run(EvaluateJob(predictions=written(tmp_path / "p.json", rows), questions=questions))
+
+
+def test_questions_without_any_answer_cannot_be_scored(tmp_path: Path) -> None:
+    """The message names the flag that is missing."""
+    questions = written(tmp_path / "questions.json", [{**row, "answer": None} for row in QUESTIONS])
+    with pytest.raises(ConfigError, match="--answers"):
+        run(EvaluateJob(predictions=questions, questions=questions))
+
+
+def test_two_runs_are_compared_question_by_question(tmp_path: Path) -> None:
+    """The paired difference counts what got better and what got worse."""
+    ours = [{"question_id": "q1", "answer": "yes"}, {"question_id": "q2", "answer": "two"}]
+    theirs = [{"question_id": "q3", "answer": "dog"}]
+    report = run(
+        EvaluateJob(
+            predictions=written(tmp_path / "ours.json", ours),
+            questions=written(tmp_path / "questions.json", QUESTIONS),
+            against=written(tmp_path / "theirs.json", theirs),
+        )
+    )
+    exact, normalised = report["against"]["exact"], report["against"]["normalised"]
+    assert (exact["difference"], exact["better"], exact["worse"]) == (0.0, 1, 1)
+    assert (normalised["better"], normalised["worse"]) == (2, 1)
+    assert normalised["difference"] == pytest.approx(1 / 3)

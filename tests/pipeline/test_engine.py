@@ -1,0 +1,301 @@
+"""One prefix for many questions must answer exactly as one full `generate` per question does."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import VideoLlavaForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from pipeline.engine import STATUSES, Reply, TransformersEngine, VideoQuestions
+from pipeline.errors import ConfigError
+from pipeline.prompts import PromptTemplate, split_prompt
+from tests.models import tiny_checkpoint, tiny_model, tiny_tokenizer
+
+TEMPLATE = PromptTemplate()
+SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
+NEW = 9
+
+RAGGED = [
+    (37, ["what is it", "who runs over there in the green field", "a"]),
+    (1, ["is this a much longer question than the whole prefix of the video or is it not", "b"]),
+    (64, ["one question alone"]),
+    (12, ["yes or no", "how many are there", "how many are there"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from threads, and on a busy machine waiting for them is 100 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def lively(seed: int) -> VideoLlavaForConditionalGeneration:
+    """Random weights large enough that answers differ from question to question and some end early."""
+    torch.manual_seed(seed)
+    model = tiny_model().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "tower" not in name:
+                parameter.normal_(0, 0.35)
+    model.generation_config.eos_token_id = [model.config.text_config.eos_token_id, *range(20, 40)]
+    return model
+
+
+def engine(seed: int = 0, **options: Any) -> TransformersEngine:
+    return TransformersEngine(lively(seed), tiny_tokenizer(), TEMPLATE, **{"max_new_tokens": NEW, **options})
+
+
+def groups(asked: list[tuple[int, list[str]]], width: int, seed: int = 0) -> list[VideoQuestions]:
+    draw = torch.Generator().manual_seed(seed)
+    return [VideoQuestions(features=torch.randn(n, width, generator=draw), questions=q) for n, q in asked]
+
+
+def width_of(asked: TransformersEngine) -> int:
+    return int(asked.model.config.vision_config.hidden_size)
+
+
+@torch.inference_mode()
+def one_generate(asked: TransformersEngine, features: Tensor, question: str) -> Reply:
+    """The plain way: the whole prompt through `generate`, one question at a time."""
+    model, tokenizer = asked.model, asked.tokenizer
+    split = split_prompt(tokenizer, TEMPLATE, question, asked.video_id)
+    ids = torch.tensor([[*split.prefix, *[asked.video_id] * len(features), *split.suffix]])
+    projected = model.model.multi_modal_projector(features.to(model.dtype))[None]
+    said = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_encoder_outputs={"video": BaseModelOutputWithPooling(pooler_output=projected)},
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=asked.max_new_tokens,
+        suppress_tokens=asked._never.tolist(),
+        pad_token_id=tokenizer.pad_token_id,
+    )[0, ids.shape[1] :].tolist()
+    return Reply(text=tokenizer.decode(said, skip_special_tokens=True).strip(), status="ok", tokens=len(said))
+
+
+def plainly(asked: TransformersEngine, videos: list[VideoQuestions]) -> list[list[Reply]]:
+    return [[one_generate(asked, video.features, q) for q in video.questions] for video in videos]
+
+
+@contextmanager
+def memory_for(asked: TransformersEngine, enough: Callable[[Tensor], bool]) -> Iterator[list[int]]:
+    """Let the language model run out of memory unless `enough` says otherwise; yields the batch sizes it tried."""
+    tried: list[int] = []
+
+    def allocate(_: Any, __: Any, given: dict[str, Any]) -> None:
+        tried.append(len(given["inputs_embeds"]))
+        if not enough(given["inputs_embeds"]):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = asked.model.model.language_model.register_forward_pre_hook(allocate, with_kwargs=True)
+    try:
+        yield tried
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_answers_equal_one_full_generate_per_question_token_for_token(seed: int) -> None:
+    """Ragged questions, ragged videos, a question longer than its prefix, a video of one token, one question alone."""
+    asked = engine(seed)
+    videos = groups(RAGGED, width_of(asked), seed)
+    assert asked.answer(videos) == plainly(asked, videos)
+
+
+def test_the_test_models_give_answers_that_can_differ() -> None:
+    """Guards the comparison above: answers vary in text and in length, and some end before their room does."""
+    engines = [engine(seed) for seed in range(6)]
+    replies = [reply for one in engines for video in one.answer(groups(RAGGED, width_of(one))) for reply in video]
+    assert len({reply.text for reply in replies}) > len(replies) / 3
+    assert len({reply.tokens for reply in replies}) > 2
+
+
+@pytest.mark.parametrize("budget", [1, 150, 400, 100_000])
+def test_the_batch_size_changes_no_answer(budget: int) -> None:
+    """From one row at a time to everything at once: the same replies."""
+    asked = engine(max_batch_tokens=budget)
+    videos = groups(RAGGED, width_of(asked))
+    assert asked.answer(videos) == plainly(asked, videos)
+
+
+def test_a_video_is_read_once_for_all_its_questions() -> None:
+    """Positions run through the language model: the prefix once, then each suffix; never the prefix per question."""
+    asked = engine(max_new_tokens=1)
+    video = groups([(50, ["what is it"] * 7)], width_of(asked))[0]
+    seen: list[int] = []
+    hook = asked.model.model.language_model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    asked.answer([video])
+    hook.remove()
+    split = split_prompt(asked.tokenizer, TEMPLATE, "what is it", asked.video_id)
+    assert seen == [len(split.prefix) + 50, 7 * len(split.suffix)]
+
+
+def test_sampling_settings_of_the_checkpoint_are_not_followed() -> None:
+    """Greedy by construction: a checkpoint that asks for beams and temperature gets neither."""
+    asked, plain = engine(2), engine(2)
+    config = asked.model.generation_config
+    config.do_sample, config.temperature, config.num_beams, config.repetition_penalty = True, 9.0, 4, 5.0
+    videos = groups(RAGGED, width_of(asked))
+    assert asked.answer(videos) == plain.answer(videos)
+
+
+def test_reserved_and_padding_tokens_are_never_said() -> None:
+    """Output rows of `<video>` and of the padded vocabulary hold noise; they cannot win however large they are."""
+    asked = engine()
+    never = asked._never.tolist()
+    assert asked.video_id in never
+    assert set(range(len(asked.tokenizer), asked.model.config.text_config.vocab_size)) <= {*never}
+    said: list[int] = []
+    hook = asked.model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, asked._never, 1e4))
+    decode = asked.tokenizer.decode
+    asked.tokenizer.decode = lambda ids, **options: said.extend(ids) or decode(ids, **options)
+    asked.answer(groups(RAGGED, width_of(asked)))
+    hook.remove()
+    assert said
+    assert set(said).isdisjoint(never)
+
+
+def test_questions_that_cannot_be_asked_get_a_status_and_spare_the_others() -> None:
+    """Empty, with a reserved token, too long: each is named; its neighbours are answered as if it were not there."""
+    asked = engine()
+    context = asked.context
+    features = groups([(20, [])], width_of(asked))[0].features
+    good = ["what is it", "how many"]
+    mixed = ["what is it", " \n", "what is <video> here", "how many", "word " * context]
+    replies = asked.answer([VideoQuestions(features=features, questions=mixed)])[0]
+    assert [reply.status for reply in replies] == ["ok", "empty_question", "reserved_token", "ok", "too_long"]
+    assert [reply.text for reply in replies][1:3] == [None, None]
+    assert [replies[0], replies[3]] == asked.answer([VideoQuestions(features=features, questions=good)])[0]
+    assert {reply.status for reply in replies} < set(STATUSES)
+
+
+def test_an_answer_ends_where_the_context_does() -> None:
+    """With room for three tokens three are said at most; with room for none the question is too long."""
+    asked = engine()
+    asked.eos = (-1,)  # no answer ends by itself
+    width = width_of(asked)
+    split = split_prompt(asked.tokenizer, TEMPLATE, "what is it", asked.video_id)
+    full = asked.context - len(split.prefix) - len(split.suffix)
+    asked.max_batch_tokens = 10 * asked.context
+    videos = groups([(n, ["what is it"]) for n in (full - 3, full, full + 9, 5)], width)
+    replies = [video[0] for video in asked.answer(videos)]
+    assert [reply.status for reply in replies] == ["ok", "too_long", "too_long", "ok"]
+    assert replies[0].tokens == 3
+    assert replies[3].tokens == NEW
+
+
+def test_nothing_asked_is_nothing_answered() -> None:
+    """No videos, and videos without questions, are no special case."""
+    asked = engine()
+    assert asked.answer([]) == []
+    assert asked.answer(groups([(4, []), (5, [])], width_of(asked))) == [[], []]
+
+
+def test_running_out_of_memory_halves_the_batch_and_loses_nothing() -> None:
+    """Where two rows fit and three do not, all questions are answered, and as before."""
+    asked = engine()
+    videos = groups(RAGGED, width_of(asked))
+    expected = asked.answer(videos)
+    with memory_for(asked, lambda embeds: len(embeds) <= 2) as tried:
+        assert asked.answer(videos) == expected
+    assert max(tried) > 2
+
+
+def test_a_video_that_never_fits_is_a_status_and_its_neighbours_are_answered() -> None:
+    """Only the questions of the largest video run out of memory; one after another, nothing is lost."""
+    asked = engine()
+    videos = groups([*RAGGED[:2], (200, ["one question alone"]), RAGGED[3]], width_of(asked))
+    expected = asked.answer(videos)
+    with memory_for(asked, lambda embeds: embeds.shape[1] < 150):
+        replies = asked.answer(videos)
+    assert [reply.status for reply in replies[2]] == ["out_of_memory"]
+    assert [replies[0], replies[1], replies[3]] == [expected[0], expected[1], expected[3]]
+
+
+def test_rows_that_never_fit_are_a_status() -> None:
+    """The prefix fits but no question does: every question says so, also when several videos share a batch."""
+    asked = engine()
+    videos = groups([(30, ["what is it", "how many"]), (31, ["who"])], width_of(asked))
+    with memory_for(asked, lambda embeds: embeds.shape[1] > 25):
+        replies = asked.answer(videos)
+    assert [[reply.status for reply in video] for video in replies] == [["out_of_memory"] * 2, ["out_of_memory"]]
+
+
+def test_rows_that_do_not_fit_beside_other_videos_are_tried_beside_fewer() -> None:
+    """The prefixes of a batch take memory too: before a row is given up, its video is read alone."""
+    asked = engine()
+    videos = groups([(30, ["what is it", "how many"]), (31, ["who"])], width_of(asked))
+    expected = asked.answer(videos)
+    read: list[int] = []
+
+    def enough(embeds: Tensor) -> bool:
+        if embeds.shape[1] > 25:
+            read.append(len(embeds))
+        return read[-1] == 1
+
+    with memory_for(asked, lambda embeds: enough(embeds) or embeds.shape[1] > 25):
+        assert asked.answer(videos) == expected
+    assert read == [2, 1, 1]
+
+
+def test_tokens_of_another_model_are_refused() -> None:
+    """A store encoded with a wider tower cannot be asked with this model, and the message says both shapes."""
+    asked = engine()
+    with pytest.raises(ConfigError, match="was encoded with another model"):
+        asked.answer(groups([(4, ["what is it"])], width_of(asked) + 1))
+
+
+def test_stored_half_precision_is_read_in_the_compute_type() -> None:
+    """fp16 features are projected in float32 when the model computes in float32."""
+    asked = engine()
+    video = groups([(20, ["what is it", "how many"])], width_of(asked))[0]
+    stored = VideoQuestions(features=video.features.half(), questions=video.questions)
+    widened = VideoQuestions(features=video.features.half().float(), questions=video.questions)
+    assert asked.answer([stored]) == plainly(asked, [widened])
+
+
+def test_bfloat16_logits_stay_close_to_those_of_a_full_run() -> None:
+    """In half precision padding may change a token; the scores of the first one agree within rounding."""
+    asked = engine()
+    asked.model.to(torch.bfloat16)
+    asked.max_new_tokens = 1
+    video = groups([(40, ["what is it", "who runs over there in the green field"])], width_of(asked))[0]
+    heard: list[Tensor] = []
+    hook = asked.model.lm_head.register_forward_hook(lambda _, __, logits: heard.append(logits.float()))
+    asked.answer([video])
+    plainly(asked, [video])
+    hook.remove()
+    together, alone = heard[0], torch.cat([logits[:, -1] for logits in heard[1:]])
+    assert (together - alone).abs().max() < 0.05 * alone.abs().max()
+
+
+def test_a_checkpoint_directory_answers_without_its_towers(tmp_path: Path) -> None:
+    """Loading drops both vision towers, and answers stay those of the whole model."""
+    path = tiny_checkpoint(tmp_path / "model")
+    loaded = TransformersEngine.load(path, TEMPLATE, device="cpu", dtype="float32", max_new_tokens=NEW)
+    assert loaded.model.model.video_tower is None
+    assert not any("tower" in name for name, _ in loaded.model.named_parameters())
+    whole = VideoLlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+    videos = groups(RAGGED, width_of(loaded))
+    plain = TransformersEngine(whole, loaded.tokenizer, TEMPLATE, max_new_tokens=NEW)
+    assert loaded.answer(videos) == plainly(plain, videos)
+
+
+@pytest.mark.skipif(not (SHAPES / "config.json").exists(), reason="the trained shapes checkpoint is not built yet")
+def test_the_shapes_model_answers_as_one_generate_per_question() -> None:
+    """The same equality on trained weights, with the questions it was trained on."""
+    asked = TransformersEngine.load(SHAPES, TEMPLATE, device="cpu", dtype="float32", max_new_tokens=NEW)
+    questions = ["what color is the circle ?", "how many objects are there ?", "which way does the square move ?"]
+    videos = groups([(64, questions), (9, questions[:1])], width_of(asked))
+    assert asked.answer(videos) == plainly(asked, videos)
