@@ -1,0 +1,1 @@
+"""Golden vectors: `python -m tests.golden DIR` runs every case of a directory against our reducers."""

@@ -1,0 +1,119 @@
+"""From a golden case to our own code: inputs into VisualTokens, parameters into a config, results by the case's names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reducers.attention import cls_attention
+from reducers.base import AGGREGATE, Capture, ReducedTokens, VisualTokens, upper_fence
+from reducers.budgets import allocate
+from reducers.grids import sequential_indices, spatial_indices
+from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from tests.golden.cases import Case
+
+Outputs = dict[str, Tensor]
+
+
+def run(case: Case) -> Outputs | None:
+    """Return our outputs for a case, None where the method is not built yet."""
+    adapter = ADAPTERS.get(case.method)
+    return None if adapter is None else adapter(case)
+
+
+def _grid(patches: int) -> tuple[int, int]:
+    """Return the square grid of a number of patches, or a single row."""
+    side = round(patches**0.5)
+    return (side, side) if side * side == patches else (1, patches)
+
+
+def _prumerge_config(params: Mapping[str, Any], *, plus: bool) -> PruMergeConfig:
+    adaptive = params.get("adaptive", True)
+    scope = params.get("outlier_scope", "frame")
+    return PruMergeConfig(
+        adaptive=adaptive,
+        ratio=None if adaptive else params["ratio"],
+        knn=params.get("knn", 32),
+        iqr_factor=params.get("iqr_factor", 1.5),
+        residual=params.get("residual_token", True),
+        merge=params.get("merge", "add"),
+        order=params.get("order", "attention"),
+        scope=scope,
+        duplicates=bool(params.get("duplicates", False)) and plus,
+        int_truncation=bool(params.get("int_truncation", False)),
+        compat=True,
+    )
+
+
+def prumerge(case: Case) -> Outputs:
+    """PruMerge and PruMerge+ from hidden rows, the CLS query and all keys."""
+    build = PruMergePlus if case.method == "prumerge_plus" else PruMerge
+    config = _prumerge_config(case.params, plus=build.plus)
+    hidden, keys = case.inputs["hidden"], case.inputs["k"]
+    scores = cls_attention(case.inputs["q_cls"], keys, 1, "concat")
+    reducer = build(config)
+    tokens = _tokens(hidden, {reducer._attention: scores, reducer._keys: keys[:, 1:]}, config.scope)
+    out = _selection(reducer.reduce(tokens), tokens, config.scope)
+    out["cls_attn"] = scores
+    factor = config.iqr_factor
+    rows = scores.flatten()[None] if config.scope in ("clip", "batch") else scores
+    fence = upper_fence(rows, factor)
+    out["fence"], out["outlier_count"] = fence[:, 0], (rows > fence).sum(1)
+    return out
+
+
+def _tokens(hidden: Tensor, captures: Mapping[Capture, Tensor], scope: str) -> VisualTokens:
+    frames, rows, _ = hidden.shape
+    ends = [0, frames] if scope == "clip" else range(frames + 1)
+    return VisualTokens(
+        features=hidden[:, 1:],
+        cls=hidden[:, 0],
+        grid=_grid(rows - 1),
+        clip_ptr=torch.tensor(list(ends)),
+        captures=captures,
+    )
+
+
+def _selection(reduced: ReducedTokens, tokens: VisualTokens, scope: str) -> Outputs:
+    """Return tokens, counts and indices in the layout of the cases."""
+    counts = reduced.ptr[1:] - reduced.ptr[:-1]
+    clip = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    chosen = reduced.anchor >= 0
+    index = reduced.anchor.long() if scope == "clip" else reduced.anchor.long() % tokens.features.shape[1]
+    return {
+        "tokens": reduced.features,
+        "num_tokens": counts,
+        "selected": index[chosen],
+        "num_selected": torch.bincount(clip[chosen], minlength=len(counts)),
+        "num_residual": (reduced.kind == AGGREGATE).sum()[None],
+    }
+
+
+def baseline_indices(case: Case) -> Outputs:
+    """Sequential and spatial indices."""
+    out = {}
+    for entry in case.params["entries"]:
+        grid = (entry["rows"], entry["cols"])
+        if entry["kind"] == "sequential":
+            out[entry["name"]] = sequential_indices(grid[0] * grid[1], entry["k"])
+        else:
+            shape = tuple(entry["shape"]) if "shape" in entry else None
+            out[entry["name"]] = spatial_indices(
+                grid, keep=entry.get("k"), shape=shape, anchor=entry.get("anchor", "start")
+            )
+    return out
+
+
+def allocation(case: Case) -> Outputs:
+    """Largest-remainder budgets."""
+    entries = enumerate(case.params["entries"])
+    return {f"budgets{j}": allocate(total, case.inputs[f"score{j}"], cap) for j, (total, cap) in entries}
+
+
+ADAPTERS: Mapping[str, Callable[[Case], Outputs]] = {
+    "prumerge": prumerge,
+    "prumerge_plus": prumerge,
+    "baseline_indices": baseline_indices,
+    "allocate": allocation,
+}
