@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from pipeline.vision import capture_tower
 from reducers.attention import cls_attention
 from reducers.base import AGGREGATE, Capture, ReducedTokens, VisualTokens, upper_fence
 from reducers.budgets import allocate
@@ -111,9 +113,39 @@ def allocation(case: Case) -> Outputs:
     return {f"budgets{j}": allocate(total, case.inputs[f"score{j}"], cap) for j, (total, cap) in entries}
 
 
+def tower(case: Case) -> Outputs:
+    """The whole way from pixels: blocks, captures and the reducers that the case names."""
+    shape = case.params["clip_config"]
+    model = CLIPVisionModel(CLIPVisionConfig(**shape)).eval()
+    weights = {name.removeprefix("weights."): w for name, w in case.inputs.items() if name.startswith("weights.")}
+    absent = set(model.state_dict()) - set(weights) - {"embeddings.position_ids"}
+    model.load_state_dict(weights, strict=False)
+    if {name for name in absent if not name.startswith(("post_layernorm", f"encoder.layers.{shape['num_hidden_layers']}"))}:
+        raise ValueError(f"weights missing: {sorted(absent)[:3]}")
+    config = _prumerge_config(case.params["prumerge"], plus=False)
+    reducers = {"prumerge": PruMerge(config), "prumerge_plus": PruMergePlus(config)}
+    late, early = Capture(kind="cls_attn", block="selected"), Capture(kind="cls_attn", block="first")
+    needs = reducers["prumerge"].needs | {late, early}
+    with torch.inference_mode():
+        layer = case.params["select_hidden_state"]
+        hidden, captures = capture_tower(model, case.inputs["pixel_values"], needs, layer)
+    tokens = _tokens(hidden, captures, "frame")
+    out = {
+        "hidden": hidden,
+        "late_cls_attn_head_sum": captures[late],
+        "early_cls_attn_head_sum": captures[early],
+        "prumerge_cls_attn": captures[reducers["prumerge"]._attention],
+    }
+    for name, reducer in reducers.items():
+        found = _selection(reducer.reduce(tokens), tokens, "frame")
+        out |= {f"{name}_{key}": value for key, value in found.items()}
+    return out
+
+
 ADAPTERS: Mapping[str, Callable[[Case], Outputs]] = {
     "prumerge": prumerge,
     "prumerge_plus": prumerge,
     "baseline_indices": baseline_indices,
     "allocate": allocation,
+    "tower": tower,
 }
