@@ -72,6 +72,7 @@ def answer_spec(config: AnswerConfig, checkpoint: "Checkpoint", encode_fingerpri
         "kind": "answer",
         "encode": encode_fingerprint,
         "llm_digest": checkpoint.llm_digest(),
+        "llm_config": llm_config(checkpoint.config),
         "tokenizer_digest": tokenizer_digest(Path(checkpoint.path)),
         "prompt": asdict(config.prompt),
         "generation": {"decoding": "greedy", "max_new_tokens": config.max_new_tokens},
@@ -80,9 +81,18 @@ def answer_spec(config: AnswerConfig, checkpoint: "Checkpoint", encode_fingerpri
     }
 
 
+def llm_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in config.json that answers depend on: the language model's own, projector and token ids."""
+    noise = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+    text = {name: value for name, value in config.get("text_config", {}).items() if name not in noise}
+    names = ("projector_hidden_act", "multimodal_projector_bias")
+    ids = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    return {"text_config": text, **{name: config[name] for name in (*names, *ids) if name in config}}
+
+
 def tokenizer_digest(directory: Path) -> str:
     """Return the SHA-256 of the tokeniser and generation files of a checkpoint, by name."""
-    names = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+    names = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
     files = sorted({path for name in names for path in directory.glob(name) if path.is_file()})
     digest = hashlib.sha256()
     for path in files:

@@ -152,10 +152,17 @@ class TransformersEngine:
         max_new_tokens: int = 32,
         max_batch_tokens: int = 16384,
     ) -> "TransformersEngine":
-        """Load a checkpoint directory. The vision towers are dropped before the model moves to the device."""
-        model = VideoLlavaForConditionalGeneration.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        """Load a checkpoint directory. The vision towers are dropped before the model moves to the device.
+
+        Raises ConfigError where weights of the projector or the language model are missing: transformers itself would
+        fill them with random numbers and only warn.
+        """
+        model, found = VideoLlavaForConditionalGeneration.from_pretrained(
+            path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
+        lost = sorted(name for name in found["missing_keys"] if "_tower." not in name)
+        if lost:
+            raise ConfigError(f"{path}: {len(lost)} tensors of projector or language model are missing, first {lost[0]}")
         model.model.video_tower = model.model.image_tower = None
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         limits = {"max_new_tokens": max_new_tokens, "max_batch_tokens": max_batch_tokens}

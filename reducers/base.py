@@ -307,3 +307,10 @@ def _owners(tokens: VisualTokens, slot_RM: Tensor, valid_RK: Tensor, start_R: Te
         _, real = clip_frames(tokens.clip_ptr)
         owner_RM = owner_RM.view(*real.shape, -1)[real]
     return owner_RM.flatten().to(torch.int32)
+
+
+def cls_slot(cls_FD: Tensor) -> Slots:
+    """Return one slot per frame for its CLS row."""
+    one = torch.ones(len(cls_FD), 1, device=cls_FD.device)
+    nowhere = torch.full((len(cls_FD), 1), -1, device=cls_FD.device)
+    return Slots(features=cls_FD[:, None], valid=one.bool(), anchor=nowhere, kind=CLS, size=0 * one)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from reducers.base import CLS, KEPT, Capture, ReducedTokens, Slots, TextQuery, VisualTokens, assemble, check_finite
+from reducers.base import KEPT, Capture, ReducedTokens, Slots, TextQuery, VisualTokens, assemble, check_finite, cls_slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,6 @@ class NoReduction:
         blocks = [Slots(features=tokens.features, valid=ones.bool(), anchor=every, kind=KEPT, size=ones)]
         first = 0
         if self.config.keep_cls and tokens.cls is not None:
-            blocks.insert(0, _cls_block(tokens.cls))
+            blocks.insert(0, cls_slot(tokens.cls))
             first = 1
         return assemble(tokens, blocks, every + first)
-
-
-def _cls_block(cls_FD: torch.Tensor) -> Slots:
-    one = torch.ones(len(cls_FD), 1, device=cls_FD.device)
-    nowhere = torch.full((len(cls_FD), 1), -1, device=cls_FD.device)
-    return Slots(features=cls_FD[:, None], valid=one.bool(), anchor=nowhere, kind=CLS, size=0 * one)

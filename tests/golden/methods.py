@@ -8,11 +8,13 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipeline.vision import capture_tower
-from reducers.attention import cls_attention
-from reducers.base import AGGREGATE, Capture, ReducedTokens, VisualTokens, upper_fence
+from reducers.attention import cls_attention, mean_over_heads
+from reducers.base import AGGREGATE, CONTEXTUAL, KEPT, Capture, ReducedTokens, VisualTokens, upper_fence
 from reducers.budgets import allocate
 from reducers.grids import sequential_indices, spatial_indices
+from reducers.hired import best_attended
 from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.visionzip import VisionZip, VisionZipConfig
 from tests.golden.cases import Case
 
 Outputs = dict[str, Tensor]
@@ -92,6 +94,43 @@ def _selection(reduced: ReducedTokens, tokens: VisualTokens, scope: str) -> Outp
     }
 
 
+def visionzip(case: Case) -> Outputs:
+    """VisionZip from hidden rows, the CLS query and keys of the block that produced them."""
+    p, heads = case.params, case.params["num_heads"]
+    scores = cls_attention(case.inputs["q_cls"], case.inputs["k"], heads, "sum")
+    metric = mean_over_heads(case.inputs["k"][:, 1:], heads)
+    tokens = _tokens(case.inputs["hidden"], {VisionZip.attention: scores, VisionZip.keys: metric}, "frame")
+    config = VisionZipConfig(
+        dominant=p["dominant"],
+        contextual=p["contextual"],
+        merge=p.get("merge", "add"),
+        keep_cls=p.get("dominant_counts_cls", True),
+    )
+    return {"cls_attn_head_sum": scores, "metric": metric, **_zipped(VisionZip(config).reduce(tokens), tokens)}
+
+
+def _zipped(reduced: ReducedTokens, tokens: VisualTokens) -> Outputs:
+    """Return VisionZip's result with one row per frame."""
+    frames, patches = tokens.features.shape[:2]
+
+    def indices(kind: int) -> Tensor:
+        return (reduced.anchor[reduced.kind == kind].long() % patches).view(frames, -1)
+
+    return {
+        "tokens": reduced.features.view(frames, -1, reduced.features.shape[1]),
+        "dominant_index": indices(KEPT),
+        "contextual_index": indices(CONTEXTUAL),
+    }
+
+
+def hired_single(case: Case) -> Outputs:
+    """The mask of HiRED for one partition."""
+    scores = cls_attention(case.inputs["q_cls_late"], case.inputs["k_late"], case.params["num_heads"], "sum")
+    count = int(scores.shape[1] * case.params["token_budget_rate"])
+    mask = best_attended(scores, torch.full((len(scores),), count), case.params.get("spatial_tokens", 0))
+    return {"late_attn_head_sum": scores, "mask": mask}
+
+
 def baseline_indices(case: Case) -> Outputs:
     """Sequential and spatial indices."""
     out = {}
@@ -125,7 +164,8 @@ def tower(case: Case) -> Outputs:
     config = _prumerge_config(case.params["prumerge"], plus=False)
     reducers = {"prumerge": PruMerge(config), "prumerge_plus": PruMergePlus(config)}
     late, early = Capture(kind="cls_attn", block="selected"), Capture(kind="cls_attn", block="first")
-    needs = reducers["prumerge"].needs | {late, early}
+    zip_ = VisionZip(VisionZipConfig(**case.params["visionzip"]))
+    needs = reducers["prumerge"].needs | zip_.needs | {late, early}
     with torch.inference_mode():
         layer = case.params["select_hidden_state"]
         hidden, captures = capture_tower(model, case.inputs["pixel_values"], needs, layer)
@@ -136,6 +176,9 @@ def tower(case: Case) -> Outputs:
         "early_cls_attn_head_sum": captures[early],
         "prumerge_cls_attn": captures[reducers["prumerge"]._attention],
     }
+    out |= {f"visionzip_{key}": value for key, value in _zipped(zip_.reduce(tokens), tokens).items()}
+    budget = torch.full((len(hidden),), int(tokens.features.shape[1] * case.params["hired_rate"]))
+    out["hired_mask"] = best_attended(captures[late], budget)
     for name, reducer in reducers.items():
         found = _selection(reducer.reduce(tokens), tokens, "frame")
         out |= {f"{name}_{key}": value for key, value in found.items()}
@@ -148,4 +191,6 @@ ADAPTERS: Mapping[str, Callable[[Case], Outputs]] = {
     "baseline_indices": baseline_indices,
     "allocate": allocation,
     "tower": tower,
+    "visionzip": visionzip,
+    "hired_single": hired_single,
 }

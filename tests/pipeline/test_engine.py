@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -290,6 +291,16 @@ def test_a_checkpoint_directory_answers_without_its_towers(tmp_path: Path) -> No
     videos = groups(RAGGED, width_of(loaded))
     plain = TransformersEngine(whole, loaded.tokenizer, TEMPLATE, max_new_tokens=NEW)
     assert loaded.answer(videos) == plainly(plain, videos)
+
+
+def test_a_checkpoint_without_all_its_language_weights_is_refused(tmp_path: Path) -> None:
+    """transformers would fill in random numbers and warn; answers of noise are worse than none."""
+    path = Path(tiny_checkpoint(tmp_path / "model"))
+    weights = load_file(path / "model.safetensors")
+    lost = next(name for name in sorted(weights) if name.endswith("layers.0.mlp.down_proj.weight"))
+    save_file({name: t for name, t in weights.items() if name != lost}, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"1 tensors of projector or language model are missing"):
+        TransformersEngine.load(path, TEMPLATE, device="cpu", dtype="float32")
 
 
 @pytest.mark.skipif(not (SHAPES / "config.json").exists(), reason="the trained shapes checkpoint is not built yet")
