@@ -95,6 +95,8 @@ def read_records(path: str, storage_options: Mapping[str, Any] | None = None) ->
             content: bytes = file.read()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ConfigError(f"cannot read {path}: no such file") from error
+    except (OSError, ValueError, ImportError) as error:  # storage, malformed URLs, protocols without a driver
+        raise ConfigError(f"cannot read {path}: {type(error).__name__}: {error}") from error
     suffix = PurePosixPath(path).suffix.lower()
     try:
         records = _parse(content, suffix)

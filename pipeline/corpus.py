@@ -1,0 +1,126 @@
+"""What to encode: a directory, a glob or a manifest becomes a table of videos. Nothing is opened, only listed."""
+
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from pipeline.datasets import optional_text, read_records
+from pipeline.errors import ConfigError
+from pipeline.schema import CORPUS
+from pipeline.sources import source_hint
+
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .mkv .webm .avi .flv .wmv .asf .mpg .mpeg .ts .m2ts .mts .ogv .3gp .gif .ivf .y4m .h264 .hevc".split()
+)
+"""What counts as a video in a directory; a glob takes whatever it matches."""
+MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
+SHOWN = 5
+MAX_ID_BYTES = 1024
+
+
+def read_corpus(spec: str, storage_options: Mapping[str, Any] | None = None) -> pa.Table:
+    """Return the videos of a directory, a glob or a manifest (.parquet, .csv, .jsonl with video_id, uri), by id.
+
+    In a directory or a glob the id is the path below the root without its suffix; files that differ only in the suffix
+    keep it. Raises ConfigError for an empty or unreadable corpus, missing columns, and empty, unusable or doubled ids.
+    """
+    if spec.lower().endswith(MANIFEST_SUFFIXES):
+        rows = _manifest(spec, storage_options)
+    else:
+        rows = _listing(spec, storage_options)
+    if not rows:
+        raise ConfigError(f"{spec}: expected at least one video, found none")
+    _check_ids(spec, [row["video_id"] for row in rows])
+    rows.sort(key=lambda row: str(row["video_id"]))
+    return pa.Table.from_pylist(rows, schema=CORPUS)
+
+
+def _listing(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    try:
+        fs, path = fsspec.core.url_to_fs(spec, **(storage_options or {}))
+        fs.invalidate_cache()
+        pattern = any(mark in path for mark in "*?[")
+        found = fs.glob(path, detail=True) if pattern else _files_below(fs, path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{spec}: no such directory, file or bucket") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{spec}: cannot be listed: {type(error).__name__}: {error}") from error
+    files = {name: info for name, info in found.items() if info["type"] == "file"}
+    root = _root(path) if pattern else (path.rstrip("/") if path not in files else str(PurePosixPath(path).parent))
+    ids = _ids({name: str(PurePosixPath(name).relative_to(root)) if root else name for name in files})
+    return [
+        {"video_id": ids[name], "uri": fs.unstrip_protocol(name), "source_hint": source_hint(info)}
+        for name, info in files.items()
+    ]
+
+
+def _files_below(fs: Any, path: str) -> Mapping[str, Any]:
+    """Return the videos below a directory, or the one file. Any: an fsspec file system."""
+    found: Mapping[str, Any] = fs.find(path, detail=True)
+    if not found and not fs.exists(path):
+        raise FileNotFoundError(path)
+    if set(found) == {path}:
+        return found
+    return {name: info for name, info in found.items() if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES}
+
+
+def _root(pattern: str) -> str:
+    """Return the folder of a glob in front of its first wildcard."""
+    fixed = pattern[: min(pattern.index(mark) for mark in "*?[" if mark in pattern)]
+    return fixed.rsplit("/", 1)[0] if "/" in fixed else ""
+
+
+def _ids(relative: Mapping[str, str]) -> dict[str, str]:
+    stems = {name: str(PurePosixPath(path).with_suffix("")) for name, path in relative.items()}
+    shared = Counter(stems.values())
+    return {name: stem if shared[stem] == 1 else relative[name] for name, stem in stems.items()}
+
+
+def _manifest(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    records = read_records(spec, storage_options)
+    columns = set().union(*records) if records else {"video_id", "uri"}
+    if missing := {"video_id", "uri"} - columns:
+        raise ConfigError(f"{spec}: expected columns video_id and uri, missing {sorted(missing)}, got {sorted(columns)}")
+    pairs = [(optional_text(record.get("video_id")), optional_text(record.get("uri"))) for record in records]
+    holes = [number for number, pair in enumerate(pairs) if not all(pair)]
+    if holes:
+        raise ConfigError(f"{spec}: video_id or uri is empty in {len(holes)} rows, first row {holes[0]}")
+    hints = _hints([str(uri) for _, uri in pairs], storage_options)
+    return [{"video_id": str(i), "uri": str(u), "source_hint": h} for (i, u), h in zip(pairs, hints, strict=True)]
+
+
+def _hints(uris: Iterable[str], storage_options: Mapping[str, Any] | None) -> list[str]:
+    """Return what storage says about each object, many asked at a time; `{}` where it says nothing."""
+    with ThreadPoolExecutor(32) as threads:
+        return list(threads.map(lambda uri: _hint(uri, storage_options), uris))
+
+
+def _hint(uri: str, storage_options: Mapping[str, Any] | None) -> str:
+    try:
+        if "://" not in uri:
+            known = os.stat(uri)
+            info = {"size": known.st_size, "mtime": known.st_mtime}
+            return source_hint(info) if stat.S_ISREG(known.st_mode) else "{}"
+        fs, path = fsspec.core.url_to_fs(uri, **(storage_options or {}))
+        return source_hint(fs.info(path))
+    except (OSError, ValueError, ImportError):
+        return "{}"  # the decode stage meets the same fault and gives it a class
+
+
+def _check_ids(spec: str, ids: list[str]) -> None:
+    doubled = sorted(name for name, count in Counter(ids).items() if count > 1)
+    if doubled:
+        more = f" and {len(doubled) - SHOWN} more" if len(doubled) > SHOWN else ""
+        raise ConfigError(f"{spec}: {len(doubled)} video ids appear more than once: {', '.join(doubled[:SHOWN])}{more}")
+    for name in ids:
+        if not name.isprintable() or len(name.encode(errors="replace")) > MAX_ID_BYTES:
+            shown = json.dumps(name[:40])
+            raise ConfigError(f"{spec}: expected printable video ids of at most {MAX_ID_BYTES} bytes, got {shown}")

@@ -1,0 +1,107 @@
+"""The decode stage: videos in, square uint8 clips out. A bad video becomes a row with a class and disturbs nobody."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipeline.errors import ConfigError, VideoError
+from pipeline.sampling import Policy
+from pipeline.schema import DECODED
+from pipeline.sources import fetch
+
+RESIZE = {"resize": "bicubic, antialias, float32, clamp, round", "crop": "centre", "version": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """Which frames of a video become its clip, and what a video may cost."""
+
+    frames: int = 8
+    """F, frames per clip."""
+    policy: Policy = "linspace"
+    """linspace takes the first and the last frame, as the original model; arange never the last, as transformers' docs."""
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    """auto is decord where it is right and PyAV elsewhere."""
+    deadline_s: float = 60.0
+    """A video that takes longer to decode is killed: TIMEOUT."""
+    memory_mb: int = 2048
+    """Memory that one decoding may take: OUT_OF_MEMORY."""
+    max_bytes: int = 8 << 30
+    """Largest file: TOO_LARGE."""
+    max_pixels: int = 8192 * 8192
+    """Largest frame, in pixels: TOO_LARGE."""
+    max_duration_s: float = 6 * 3600.0
+    """Longest video: TOO_LARGE."""
+    recycle: int = 500
+    """A decoding process is replaced after so many videos, so that native leaks stay small."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "deadline_s", "memory_mb", "max_bytes", "max_pixels", "max_duration_s", "recycle"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.frames > 4096:
+            raise ConfigError(f"frames must be at most 4096, got {self.frames}")
+        for name, known in (("policy", ("linspace", "arange")), ("decoder", ("auto", "decord", "pyav"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+def decode_spec(config: DecodeConfig) -> dict[str, Any]:
+    """Return what of decoding goes into the fingerprint: what changes a pixel, and no limit."""
+    return {
+        "sampling": {"policy": config.policy, "frames": config.frames},
+        "decoder": {"choice": config.decoder, "decord": version("decord"), "pyav": version("av")},
+        "pixels": dict(RESIZE),
+    }
+
+
+class Decode:
+    """Stage, CPU. Takes rows of `schema.CORPUS`, returns rows of `schema.DECODED`, same order.
+
+    Decoding runs in a child process with a deadline and a memory limit; see `decode_child`. Close it, or use it in a
+    `with` statement, to end the child at once; it ends with its parent anyway.
+    """
+
+    def __init__(
+        self, config: DecodeConfig, side_px: int = 224, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        from pipeline.decode_child import DecodeChild
+
+        self.config = config
+        self.storage_options = dict(storage_options or {})
+        self.child = DecodeChild(config, side_px)
+
+    def __call__(self, videos: pa.Table) -> pa.Table:
+        """Return the videos with frames, or with the class of their failure."""
+        rows = [{**row, **self._outcome(row["uri"])} for row in videos.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=DECODED)
+
+    def __enter__(self) -> "Decode":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child process."""
+        self.child.close()
+
+    def _outcome(self, uri: str) -> dict[str, Any]:
+        source: dict[str, Any] = {}
+        with tempfile.TemporaryDirectory(prefix="framefold-") as folder:
+            try:
+                fetched = fetch(uri, Path(folder) / "video", self.config.max_bytes, self.storage_options)
+                source = {"source_sha256": fetched.sha256, "source_bytes": fetched.bytes}
+                return {**source, **self.child.read(fetched.path, fetched.demuxer)}
+            except VideoError as error:
+                return {**source, "error_class": error.code, "error": error.detail[:500]}
+
+
+def config_as_json(config: DecodeConfig) -> dict[str, Any]:
+    """Return the config as the child takes it."""
+    return asdict(config)

@@ -1,0 +1,102 @@
+"""The child that decodes: `python -m pipeline.decode_worker`, spoken to by `decode_child` and nobody else.
+
+It ends when its parent closes the pipe and, by a timer of the kernel that no native loop can hold up, soon after the deadline
+of a video whatever became of the parent. It keeps its answers on a private descriptor where no native library can print,
+and limits its own memory to what it holds after its imports plus the configured amount.
+"""
+
+import io
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+GRACE_S = 10.0
+"""How much later than the parent's deadline the kernel ends the child: only a child without a parent lives to see it."""
+
+
+def main() -> None:
+    """Answer requests until the parent closes the pipe."""
+    answers = _private_stdout()
+    settings = json.loads(sys.stdin.buffer.readline())
+    import torch
+
+    from pipeline.decode import DecodeConfig
+
+    torch.set_num_threads(1)
+    config = DecodeConfig(**settings["config"])
+    _warm_up()
+    _limit_memory(config.memory_mb)
+    _say(answers, {"ready": True})
+    for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_REAL, config.deadline_s + GRACE_S)
+        _answer(answers, json.loads(line), config, settings["side_px"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(answers: BinaryIO, request: dict[str, Any], config: Any, side_px: int) -> None:
+    """Decode one video and say how it went. Any: a DecodeConfig, whose module is imported late."""
+    from pipeline.decoders import read_clip
+    from pipeline.errors import VideoError
+    from pipeline.pixels import fit_square
+
+    try:
+        clip = read_clip(Path(request["path"]), request["demuxer"], config)
+        frames = fit_square(clip.frames, side_px)
+    except VideoError as error:
+        return _say(answers, {"error_class": error.code, "error": error.detail})
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        return _say(answers, {"error_class": "OUT_OF_MEMORY", "error": f"more than {config.memory_mb} MB were needed"})
+    _say(
+        answers,
+        {
+            "bytes": frames.nbytes,
+            "timestamps_s": clip.timestamps_s,
+            "decoder": clip.decoder,
+            "substituted_frames": clip.substituted,
+        },
+    )
+    answers.write(frames.tobytes())
+    answers.flush()
+    return None
+
+
+def _private_stdout() -> BinaryIO:
+    """Return the pipe to the parent; whatever libraries print goes nowhere."""
+    private = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return io.open(private, "wb")
+
+
+def _warm_up() -> None:
+    """Load the native libraries before memory is limited, so that the limit counts videos only."""
+    import decord  # noqa: F401
+    import numpy as np
+
+    from pipeline.decoders import read_clip  # noqa: F401
+    from pipeline.pixels import fit_square
+
+    fit_square(np.zeros((1, 48, 64, 3), dtype=np.uint8), 32)
+
+
+def _limit_memory(memory_mb: int) -> None:
+    """Limit private writable memory to what is in use plus the given amount."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + memory_mb * (1 << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _say(answers: BinaryIO, message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message).encode() + b"\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Frames out of a local file: decord where it is right, PyAV where decord cannot or is wrong. Runs in a child process.
+
+A probe without decoding settles which of the two reads a file, so the same bytes always take the same way: decord returns
+wrong frames for HEVC and for files whose edit list hides some, and cannot open AV1 or GIF; PyAV takes what is left over.
+Frames come in the order they are shown, of the best video stream, turned upright.
+
+Shapes: N frames in the file, F sampled, H, W.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.decode import DecodeConfig
+from pipeline.errors import VideoError
+from pipeline.sampling import frame_indices
+
+av.logging.set_level(av.logging.PANIC)
+logger = logging.getLogger(__name__)
+
+OPTIONS = {"protocol_whitelist": "file", "enable_drefs": "0", "max_streams": "64"}
+"""For every demuxer: no network, no references to other files."""
+DECORD_CODECS = frozenset({"h264", "vp8", "vp9", "mpeg4"})
+DECORD_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Sampled frames of one video."""
+
+    frames: npt.NDArray[np.uint8]
+    """(F, H, W, 3), RGB, upright."""
+    timestamps_s: list[float]
+    """Time of each since the first frame."""
+    decoder: str
+    """decord or pyav."""
+    substituted: int
+    """How many of the F repeat the frame before, for want of frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What the container tells without decoding."""
+
+    codec: str
+    pixel_format: str
+    packets: int
+    """Packets of the stream that hold something to show."""
+    hidden: int
+    """Packets that an edit list hides."""
+
+
+def read_clip(path: Path, demuxer: str, config: DecodeConfig) -> Clip:
+    """Return the sampled frames of a video. Raises VideoError."""
+    found = probe(path, demuxer, config)
+    if config.decoder == "pyav" or not _decord_is_right(found):
+        return _read_pyav(path, demuxer, found, config)
+    try:
+        return _read_decord(path, found, config)
+    except VideoError:
+        if config.decoder == "decord":
+            raise
+        return _read_pyav(path, demuxer, found, config)
+
+
+def probe(path: Path, demuxer: str, config: DecodeConfig) -> Probe:
+    """Look at a file's best video stream and check its limits. Raises VideoError."""
+    with _opened(path, demuxer) as container:
+        stream = _video_stream(container)
+        context = stream.codec_context
+        if context.width * context.height > config.max_pixels:
+            raise VideoError("TOO_LARGE", f"{context.width} x {context.height} px, more than {config.max_pixels} in all")
+        for length_s in (_seconds(container.duration, av.time_base), _seconds(stream.duration, stream.time_base)):
+            if length_s > config.max_duration_s:
+                raise VideoError("TOO_LARGE", f"{length_s:.0f} s long, more than {config.max_duration_s} s")
+        counts: Counter[bool] = Counter()
+        for packet in _packets(container, stream):
+            counts[packet.is_discard] += 1
+        if not counts:
+            raise VideoError("CORRUPT", "the video stream holds no packet")
+        pixels = context.pix_fmt or ""
+        return Probe(codec=context.name, pixel_format=pixels, packets=counts[False], hidden=counts[True])
+
+
+def _decord_is_right(found: Probe) -> bool:
+    return found.codec in DECORD_CODECS and found.pixel_format in DECORD_FORMATS and not found.hidden
+
+
+def _opened(path: Path, demuxer: str) -> Any:
+    """Open a container with one demuxer and no other. Any: PyAV's container types are compiled."""
+    try:
+        return av.open(str(path), format=demuxer, options=OPTIONS, metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise VideoError("CORRUPT", f"the {demuxer} container cannot be read: {_said(error)}") from error
+    except ValueError as error:  # what PyAV raises for a demuxer that this build lacks
+        raise VideoError("UNSUPPORTED_CODEC", str(error)) from error
+
+
+def _video_stream(container: Any) -> Any:
+    """Return the best video stream; cover pictures of audio files are none. Any: PyAV's stream types are compiled."""
+    stream = container.streams.best("video")
+    if stream is None or (stream.disposition & av.stream.Disposition.attached_pic):
+        raise VideoError("NO_VIDEO_STREAM", "the file has no video stream")
+    if stream.codec_context is None:
+        raise VideoError("UNSUPPORTED_CODEC", "no decoder for the video stream")
+    return stream
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets of a stream; a broken container ends there."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except av.error.FFmpegError as error:
+        logger.debug("demuxing ended early: %s", _said(error))
+
+
+def _seconds(ticks: int | None, base: Any) -> float:
+    """Return a duration in seconds. Any: a time base is a fraction, or FFmpeg's own in ticks per second."""
+    if not ticks or not base:
+        return 0.0
+    return float(ticks * base if base < 1 else ticks / base)
+
+
+def _read_decord(path: Path, found: Probe, config: DecodeConfig) -> Clip:
+    """Read by index. Raises VideoError CORRUPT where decord fails or counts other frames than the container holds."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        if len(reader) != found.packets:
+            raise VideoError("CORRUPT", f"decord counts {len(reader)} frames, the container holds {found.packets}")
+        wanted = frame_indices(len(reader), config.frames, config.policy)
+        distinct = sorted(set(wanted))
+        frames = reader.get_batch(distinct).asnumpy()
+        times = reader.get_frame_timestamp(distinct)[:, 0] - float(reader.get_frame_timestamp(0)[0])
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise VideoError("CORRUPT", str(error).strip().splitlines()[0][:200] if str(error) else "decord failed") from error
+    places = [distinct.index(index) for index in wanted]
+    return _clip(frames[places], [float(times[place]) for place in places], "decord", wanted)
+
+
+def _read_pyav(path: Path, demuxer: str, found: Probe, config: DecodeConfig) -> Clip:
+    """Decode everything in order and keep the sampled frames; a second time if the count was not what the packets said."""
+    total = max(found.packets, 1)
+    for _ in range(2):
+        wanted = frame_indices(total, config.frames, config.policy)
+        kept, counted = _decode(path, demuxer, frozenset(wanted), config.max_pixels)
+        if counted == total:
+            frames = np.stack([kept[index][0] for index in wanted])
+            return _clip(frames, [kept[index][1] for index in wanted], "pyav", wanted)
+        if counted == 0:
+            raise VideoError("CORRUPT", f"none of {found.packets} packets could be decoded")
+        total = counted
+    raise VideoError("CORRUPT", "the number of frames differs from one decoding to the next")
+
+
+def _decode(
+    path: Path, demuxer: str, wanted: frozenset[int], max_pixels: int
+) -> tuple[dict[int, tuple[npt.NDArray[np.uint8], float]], int]:
+    """Return the wanted frames with their times, and how many there are in all."""
+    kept: dict[int, tuple[npt.NDArray[np.uint8], float]] = {}
+    counted, first_s, shape = 0, 0.0, None
+    with _opened(path, demuxer) as container:
+        stream = _video_stream(container)
+        for frame in _frames(container, stream):
+            time_s = float((frame.pts or 0) * stream.time_base)
+            first_s = time_s if counted == 0 else first_s
+            if counted in wanted:
+                if frame.width * frame.height > max_pixels:
+                    raise VideoError("TOO_LARGE", f"a frame of {frame.width} x {frame.height} px")
+                shape = shape or (frame.width, frame.height)
+                pixels = frame.reformat(width=shape[0], height=shape[1], format="rgb24").to_ndarray()
+                kept[counted] = np.rot90(pixels, (frame.rotation // 90) % 4), time_s - first_s
+            counted += 1
+    return kept, counted
+
+
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield decoded frames, going on after packets that cannot be decoded. Any: PyAV's types are compiled."""
+    stream.thread_type = "NONE"  # frame threads drop frames beside a broken packet, and not always the same ones
+    for packet in _packets_or_none(container, stream):
+        try:
+            yield from stream.codec_context.decode(packet)
+        except av.error.InvalidDataError:
+            continue
+        except av.error.FFmpegError as error:
+            raise VideoError("CORRUPT", _said(error)) from error
+
+
+def _packets_or_none(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets and then None, which makes the decoder give what it still holds."""
+    yield from _packets(container, stream)
+    yield None
+
+
+def _clip(
+    frames: npt.NDArray[np.uint8], times_s: Sequence[float], decoder: str, wanted: Sequence[int]
+) -> Clip:
+    repeated = len(wanted) - len(set(wanted))
+    return Clip(frames=frames, timestamps_s=[round(t, 6) for t in times_s], decoder=decoder, substituted=repeated)
+
+
+def _said(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,111 @@
+"""The bytes of a video: fetched through fsspec, hashed on the way, and told apart before a native library sees them.
+
+A file is opened only with the demuxer that its first bytes call for. Playlists and other texts that make a demuxer read
+further files or URLs are refused by what they are, whatever they are called.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import VideoError
+
+CHUNK_BYTES = 4 << 20
+HEAD_BYTES = 4096
+
+BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof")
+"""First boxes of ISO base media and QuickTime files, at offset 4."""
+
+MAGIC = (
+    (0, b"\x1a\x45\xdf\xa3", "matroska"),
+    (0, b"FLV\x01", "flv"),
+    (0, b"GIF8", "gif"),
+    (0, b"OggS", "ogg"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+    (0, b"\x00\x00\x01\xba", "mpeg"),
+    (0, b"\x00\x00\x01\xb3", "mpegvideo"),
+    (0, b"\x00\x00\x00\x01\x67", "h264"),
+    (0, b"\x00\x00\x00\x01\x40\x01", "hevc"),
+    (0, b"DKIF", "ivf"),
+    (0, b"YUV4MPEG2", "yuv4mpegpipe"),
+)
+AUDIO = ((0, b"ID3"), (0, b"fLaC"), (8, b"WAVE"), (0, b"FORM"), (0, b"\xff\xfb"), (0, b"\xff\xf1"), (0, b".snd"))
+PLAYLISTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"<mpd", b"<smoothstreaming", b"<asx", b"<smil", b"v=0", b"[reference]")
+"""Beginnings, in lower case, of texts that name other files or addresses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A local copy of a video and what identifies its content."""
+
+    path: Path
+    sha256: str
+    bytes: int
+    demuxer: str
+    """Name of the FFmpeg demuxer that its first bytes call for."""
+
+
+def fetch(uri: str, into: Path, max_bytes: int, storage_options: Mapping[str, Any] | None = None) -> Fetched:
+    """Copy the bytes at any fsspec URL into a file.
+
+    Raises:
+        VideoError: NOT_FOUND, UNREADABLE, EMPTY, TOO_LARGE, FORBIDDEN_PROTOCOL, NO_VIDEO_STREAM or CORRUPT.
+    """
+    digest, size, head = hashlib.sha256(), 0, b""
+    try:
+        with fsspec.open(uri, "rb", **(storage_options or {})) as source, into.open("wb") as copy:
+            while chunk := source.read(CHUNK_BYTES):
+                head = head or chunk[:HEAD_BYTES]
+                size += len(chunk)
+                if size > max_bytes:
+                    raise VideoError("TOO_LARGE", f"more than {max_bytes} bytes")
+                digest.update(chunk)
+                copy.write(chunk)
+    except FileNotFoundError as error:
+        raise VideoError("NOT_FOUND", f"{uri}: no such file") from error
+    except (OSError, ValueError, ImportError) as error:  # what fsspec raises for storage, URLs and missing drivers
+        raise VideoError("UNREADABLE", f"{uri}: {type(error).__name__}: {error}") from error
+    if size == 0:
+        raise VideoError("EMPTY", "the file has 0 bytes")
+    return Fetched(path=into, sha256=digest.hexdigest(), bytes=size, demuxer=demuxer_of(head))
+
+
+def demuxer_of(head: bytes) -> str:
+    """Return the demuxer for a file that begins like this. Raises VideoError where no video can be in it."""
+    if head[4:8] in BOXES:
+        return "mov"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    for offset, magic, name in MAGIC:
+        if head[offset:].startswith(magic):
+            return name
+    if _every(head, 0, 188) or _every(head, 4, 192):
+        return "mpegts"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(PLAYLISTS) or (text.startswith((b"<?xml", b"<")) and any(p in text for p in PLAYLISTS)):
+        raise VideoError("FORBIDDEN_PROTOCOL", "a playlist or manifest that names other files, not a video")
+    if any(head[offset:].startswith(magic) for offset, magic in AUDIO):
+        raise VideoError("NO_VIDEO_STREAM", "an audio file")
+    raise VideoError("CORRUPT", f"no known video container begins with {head[:12]!r}")
+
+
+def _every(head: bytes, offset: int, step: int) -> bool:
+    """Tell whether MPEG-TS sync bytes stand where packets begin."""
+    marks = head[offset::step]
+    return len(marks) >= 3 and set(marks[:8]) == {0x47}
+
+
+def source_hint(info: Mapping[str, Any]) -> str:
+    """Return what a listing tells about an object's state, as canonical JSON: its size and its ETag or time of change."""
+    known: dict[str, Any] = {"size": info.get("size")}
+    for name in ("ETag", "etag", "md5", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated"):
+        if info.get(name) is not None:
+            value = info[name]
+            known[name.lower()] = round(value * 1e9) if isinstance(value, float) else str(value).strip('"')
+            break
+    return json.dumps(known, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,109 @@
+"""A corpus from a directory, a glob or a manifest, and what is refused."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.corpus import read_corpus
+from pipeline.errors import ConfigError
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * len(name))
+
+
+def test_a_directory_gives_its_videos_by_path_without_suffix(tmp_path: Path) -> None:
+    """Other files are no videos, and hidden order of the file system does not matter."""
+    touch(tmp_path, "b.mp4", "a/c.webm", "a/notes.txt", "UPPER.MKV")
+    table = read_corpus(str(tmp_path))
+    assert table["video_id"].to_pylist() == ["UPPER", "a/c", "b"]
+    hints = [json.loads(hint) for hint in table["source_hint"].to_pylist()]
+    assert [hint["size"] for hint in hints] == [9, 8, 5]
+    assert all("mtime" in hint for hint in hints)
+
+
+def test_files_that_differ_in_their_suffix_keep_it(tmp_path: Path) -> None:
+    """Two files are two videos, whatever their names share."""
+    touch(tmp_path, "a.mp4", "a.avi", "b.mp4")
+    assert read_corpus(str(tmp_path))["video_id"].to_pylist() == ["a.avi", "a.mp4", "b"]
+
+
+def test_a_glob_takes_what_it_matches(tmp_path: Path) -> None:
+    """Ids are relative to the folder in front of the first wildcard."""
+    touch(tmp_path, "x/one.mp4", "x/two.bin", "y/one.mp4")
+    assert read_corpus(f"{tmp_path}/x/*")["video_id"].to_pylist() == ["one", "two"]
+    assert read_corpus(f"{tmp_path}/*/one.mp4")["video_id"].to_pylist() == ["x/one", "y/one"]
+
+
+def test_one_file_is_a_corpus_of_one(tmp_path: Path) -> None:
+    """Its id is its stem."""
+    touch(tmp_path, "only.mp4")
+    assert read_corpus(str(tmp_path / "only.mp4"))["video_id"].to_pylist() == ["only"]
+
+
+def test_any_fsspec_url_lists() -> None:
+    """Not only local paths; URIs keep their protocol."""
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/corpus-test/a.mp4", b"123")
+    table = read_corpus("memory://corpus-test")
+    assert table["uri"].to_pylist() == ["memory:///corpus-test/a.mp4"]
+    assert json.loads(table["source_hint"][0].as_py())["size"] == 3
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_manifests_of_each_kind_give_the_same_table(tmp_path: Path, suffix: str) -> None:
+    """Columns video_id and uri, others ignored; a changed file changes its hint."""
+    touch(tmp_path, "v.mp4")
+    rows = [{"video_id": "q", "uri": str(tmp_path / "v.mp4"), "note": "n"}, {"video_id": "p", "uri": "/none", "note": ""}]
+    path = tmp_path / f"m.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == "csv":
+        lines = [",".join(row.values()) for row in rows]
+        path.write_text("\n".join(["video_id,uri,note", *lines]))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    table = read_corpus(str(path))
+    assert table["video_id"].to_pylist() == ["p", "q"]
+    before = table["source_hint"].to_pylist()
+    assert before[0] == "{}"
+    (tmp_path / "v.mp4").write_bytes(b"other content")
+    assert read_corpus(str(path))["source_hint"].to_pylist()[1] != before[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("video_id,uri\na,x\na,y\nb,z\n", "more than once: a"),
+        ("id,uri\na,x\n", "missing ['video_id']"),
+        ("video_id,uri\na,\n", "first row 0"),
+        ("video_id,uri\n", "expected"),
+        ('video_id,uri\n"a\x00b",x\n', "printable"),
+    ],
+)
+def test_a_wrong_manifest_is_named_in_one_line(tmp_path: Path, content: str, said: str) -> None:
+    """What was expected, and what came."""
+    (tmp_path / "m.csv").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_corpus(str(tmp_path / "m.csv"))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["/no/such/directory", "nope://bucket/x", "/no/such/*.mp4", "/no/such.csv"])
+def test_what_cannot_be_read_is_a_setting_to_mend(spec: str) -> None:
+    """Missing directories, unknown protocols, globs that match nothing."""
+    with pytest.raises(ConfigError):
+        read_corpus(spec)
+
+
+def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
+    """A typo in a path must not look like a finished job."""
+    with pytest.raises(ConfigError, match="at least one video"):
+        read_corpus(str(tmp_path))

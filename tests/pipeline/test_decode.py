@@ -1,0 +1,213 @@
+"""Real files through the real stage: each gives what full sequential decoding shows, or its class of failure."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.corpus import read_corpus
+from pipeline.decode import Decode, DecodeConfig, decode_spec
+from pipeline.errors import VIDEO_CODES, ConfigError
+from pipeline.pixels import fit_square
+from pipeline.sampling import frame_indices
+from pipeline.schema import CORPUS, DECODED
+
+VIDEOS = Path(__file__).parents[1] / "videos"
+GOOD = {
+    "av1_video.mkv": (125, "pyav"),
+    "corrupted.mp4": (49, "pyav"),
+    "discard_first_keyframe.mp4": (25, "pyav"),
+    "h265_10bits.mp4": (30, "pyav"),
+    "h265_video.mp4": (10, "pyav"),
+    "nasa_13013.mp4": (390, "decord"),
+    "nasa_13013_rotated.mp4": (17, "decord"),
+    "testsrc2.mp4": (60, "decord"),
+    "testsrc2_mpeg4.avi": (30, "decord"),
+    "testsrc2_mpeg4.mp4": (1, "decord"),
+    "testsrc2_odd_height_and_width_vp9.mp4": (25, "decord"),
+    "testsrc2_vp9.webm": (30, "decord"),
+    "unordered.mov": (4, "decord"),
+    "video_90.mov": (3, "decord"),
+}
+"""Frames that full decoding shows, and the decoder that `auto` takes."""
+
+
+def corpus(*uris: str) -> pa.Table:
+    rows = [{"video_id": uri, "uri": uri, "source_hint": "{}"} for uri in uris]
+    return pa.Table.from_pylist(rows, schema=CORPUS)
+
+
+@pytest.fixture(scope="module")
+def stage():
+    with Decode(DecodeConfig(deadline_s=60), side_px=56) as stage:
+        yield stage
+
+
+def sequential(path: Path) -> list[np.ndarray]:
+    """Every frame that PyAV shows, upright, decoded from the first packet to the last."""
+    frames = []
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        for packet in (*container.demux(stream), None):
+            try:
+                shown = stream.codec_context.decode(packet) if packet is None or packet.size else []
+            except av.error.FFmpegError:
+                continue
+            frames += [np.rot90(f.to_ndarray(format="rgb24"), (f.rotation // 90) % 4) for f in shown]
+    return frames
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("policy", ["linspace", "arange"])
+def test_sampled_frames_are_those_of_full_sequential_decoding(name: str, policy: str) -> None:
+    """Right index, right colours (two chroma filters differ by a few levels), upright; both policies."""
+    total, decoder = GOOD[name]
+    everything = sequential(VIDEOS / name)
+    assert len(everything) == total
+    with Decode(DecodeConfig(policy=policy), side_px=56) as stage:
+        row = stage(corpus(str(VIDEOS / name))).to_pylist()[0]
+    assert (row["error_class"], row["error"]) == (None, None)
+    assert row["decoder"] == decoder
+    ours = np.frombuffer(row["frames"], np.uint8).reshape(8, 56, 56, 3).astype(int)
+    wanted = frame_indices(total, 8, policy)
+    expected = fit_square(np.stack([everything[index] for index in wanted]), 56).astype(int)
+    assert np.abs(ours - expected).mean() < 2.0
+    for place, index in enumerate(wanted):
+        neighbours = [i for i in (index - 1, index + 1) if 0 <= i < total]
+        distance = np.abs(ours[place] - expected[place]).mean()
+        others = fit_square(np.stack([everything[i] for i in neighbours]), 56) if neighbours else []
+        assert all(distance <= np.abs(ours[place] - other).mean() + 0.5 for other in others)
+
+
+def test_a_clip_of_a_short_video_says_how_many_frames_repeat(stage: Decode) -> None:
+    """One frame shown eight times is one frame and seven substitutes."""
+    rows = stage(corpus(str(VIDEOS / "testsrc2_mpeg4.mp4"), str(VIDEOS / "testsrc2.mp4"))).to_pylist()
+    assert [row["substituted_frames"] for row in rows] == [7, 0]
+
+
+def test_timestamps_start_at_zero_and_rise(stage: Decode) -> None:
+    """Seconds since the first frame, for both decoders."""
+    rows = stage(corpus(str(VIDEOS / "testsrc2.mp4"), str(VIDEOS / "av1_video.mkv"))).to_pylist()
+    for row in rows:
+        assert row["timestamps_s"][0] == 0
+        assert np.isfinite(row["timestamps_s"]).all()
+        assert row["timestamps_s"] == sorted(row["timestamps_s"])
+    assert rows[0]["timestamps_s"][-1] == pytest.approx(59 / 30, abs=0.01)
+
+
+def test_every_bad_input_is_a_row_with_its_class(stage: Decode, tmp_path: Path) -> None:
+    """Good neighbours are not touched by any of them."""
+    bad = {
+        "none.mp4": (None, "NOT_FOUND"),
+        "empty.mp4": (b"", "EMPTY"),
+        "zeros.mp4": (bytes(100_000), "CORRUPT"),
+        "text.mp4": (b"hello, this is no video", "CORRUPT"),
+        "list.mp4": (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n", "FORBIDDEN_PROTOCOL"),
+        "concat.mp4": (b"ffconcat version 1.0\nfile /etc/hostname\n", "FORBIDDEN_PROTOCOL"),
+        "dash.mp4": (b"<?xml version='1.0'?>\n<MPD><BaseURL>http://127.0.0.1:9/</BaseURL></MPD>", "FORBIDDEN_PROTOCOL"),
+        "sine.mp4": ((VIDEOS / "sine_mono_s16.wav").read_bytes(), "NO_VIDEO_STREAM"),
+        "cut.mp4": ((VIDEOS / "nasa_13013.mp4").read_bytes()[:100_000], "CORRUPT"),
+    }
+    uris = []
+    for name, (content, _) in bad.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        uris.append(str(tmp_path / name))
+    rows = stage(corpus(*uris, str(VIDEOS / "testsrc2.mp4"))).to_pylist()
+    assert [row["error_class"] for row in rows] == [code for _, code in bad.values()] + [None]
+    assert {row["error_class"] for row in rows[:-1]} <= VIDEO_CODES
+    assert all(row["frames"] is None and row["error"] for row in rows[:-1])
+    assert stage(corpus(*uris)).schema == DECODED
+
+
+def test_limits_are_flags_and_name_themselves(tmp_path: Path) -> None:
+    """Bytes, pixels and seconds each refuse a video that is fine otherwise."""
+    for limit in ({"max_bytes": 1000}, {"max_pixels": 1000}, {"max_duration_s": 0.5}):
+        with Decode(DecodeConfig(**limit), side_px=32) as stage:
+            row = stage(corpus(str(VIDEOS / "testsrc2.mp4"))).to_pylist()[0]
+        assert row["error_class"] == "TOO_LARGE", limit
+
+
+def test_a_video_that_takes_too_long_is_killed_and_the_next_one_decodes() -> None:
+    """The deadline ends the child; a new one serves what follows."""
+    with Decode(DecodeConfig(deadline_s=0.001), side_px=32) as stage:
+        row = stage(corpus(str(VIDEOS / "nasa_13013.mp4"))).to_pylist()[0]
+        assert row["error_class"] == "TIMEOUT"
+        assert row["source_sha256"]
+        stage.child.config = DecodeConfig(deadline_s=60)
+        assert stage(corpus(str(VIDEOS / "testsrc2.mp4"))).to_pylist()[0]["error_class"] is None
+
+
+def test_a_child_that_dies_costs_one_video(stage: Decode) -> None:
+    """A crash is a class of failure; the videos after it are decoded by a new child."""
+    stage(corpus(str(VIDEOS / "testsrc2.mp4")))
+    assert stage.child.process is not None
+    os.kill(stage.child.process.pid, signal.SIGSTOP)
+    os.kill(stage.child.process.pid, signal.SIGSEGV)
+    os.kill(stage.child.process.pid, signal.SIGCONT)
+    uri = str(VIDEOS / "unordered.mov")
+    classes = [row["error_class"] for row in stage(corpus(uri, uri)).to_pylist()]
+    assert classes[0] in ("CRASHED", None)
+    assert classes[1] is None
+
+
+def test_memory_is_limited() -> None:
+    """A clip that needs more than its share is refused, not the machine exhausted."""
+    with Decode(DecodeConfig(memory_mb=8), side_px=32) as stage:
+        row = stage(corpus(str(VIDEOS / "testsrc2.mp4"))).to_pylist()[0]
+    assert row["error_class"] in ("OUT_OF_MEMORY", "CRASHED")
+
+
+def test_the_child_ends_when_its_parent_is_gone() -> None:
+    """Closing the pipe is enough; nothing is left behind by a killed actor."""
+    with Decode(DecodeConfig(), side_px=32) as stage:
+        stage(corpus(str(VIDEOS / "unordered.mov")))
+        process = stage.child.process
+        assert process is not None
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=20) == 0
+
+
+def test_children_are_replaced_after_some_videos() -> None:
+    """Native leaks cannot add up."""
+    with Decode(DecodeConfig(recycle=2), side_px=32) as stage:
+        uri = str(VIDEOS / "unordered.mov")
+        pids = set()
+        for _ in range(4):
+            stage(corpus(uri))
+            assert stage.child.process is not None
+            pids.add(stage.child.process.pid)
+    assert len(pids) == 2
+
+
+@pytest.mark.parametrize("change", [{"policy": "arange"}, {"frames": 4}, {"decoder": "pyav"}])
+def test_what_changes_pixels_changes_the_spec(change: dict) -> None:
+    """Each field that changes a pixel is in the spec."""
+    assert decode_spec(DecodeConfig(**change)) != decode_spec(DecodeConfig())
+
+
+def test_limits_do_not_change_the_spec() -> None:
+    """A longer deadline is no reason to encode a corpus again."""
+    assert decode_spec(DecodeConfig(deadline_s=5, memory_mb=99, max_bytes=7)) == decode_spec(DecodeConfig())
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"deadline_s": -1}, {"policy": "random"}, {"decoder": "vlc"}])
+def test_wrong_settings_are_refused(wrong: dict) -> None:
+    """Before any video is read."""
+    with pytest.raises(ConfigError):
+        DecodeConfig(**wrong)
+
+
+def test_a_directory_of_real_files_decodes(stage: Decode) -> None:
+    """The folder of test videos as a corpus: all fourteen videos, none of the licence texts."""
+    videos = read_corpus(str(VIDEOS))
+    assert videos.num_rows == len(GOOD)
+    began = time.monotonic()
+    assert stage(videos)["error_class"].null_count == len(GOOD)
+    assert time.monotonic() - began < 60
