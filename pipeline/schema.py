@@ -60,10 +60,11 @@ INDEX = pa.schema(
         ("source_bytes", pa.int64()),
         ("decoder", pa.string()),
         ("substituted_frames", pa.int32()),
-        ("committed_at", pa.timestamp("us", tz="UTC")),
+        ("generation", pa.int32()),
     ]
 )
-"""One row of an index fragment. `status` is committed or failed; `offset` and `length` span the row group in the shard."""
+"""One row of an index fragment. `status` is committed or failed; `offset` and `length` span the row group in the shard;
+`generation` counts how often the video was taken up: the highest is true."""
 
 MANIFEST = pa.schema(
     [

@@ -1,0 +1,128 @@
+"""What the stores ask of storage: open a root, list, read a range, and create a file only if nobody has.
+
+Exclusive creation is what makes a commit safe: a hard link on local disk, `If-None-Match` on object storage.
+"""
+
+import errno
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import ConfigError, StoreError
+
+CONFLICT = (errno.EEXIST, errno.EINVAL)
+"""What s3fs raises for a failed precondition: FileExistsError on AWS, EINVAL on SeaweedFS and Ceph RGW."""
+
+
+def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """Return file system and path of a root, without a slash at the end. Raises ConfigError for an unusable URL.
+
+    Any: fsspec file systems are untyped.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+    except (ValueError, ImportError, OSError) as error:
+        raise ConfigError(f"{url}: not a usable URL: {type(error).__name__}: {error}") from error
+    if is_local(fs):
+        path = os.path.abspath(path)
+    return fs, path.rstrip("/")
+
+
+def is_local(fs: Any) -> bool:
+    """Tell whether a file system is the local disk."""
+    return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def create_exclusive(fs: Any, path: str, content: bytes) -> bool:
+    """Write a file only if it is not there. Returns whether this call, or an unanswered try of it, created it.
+
+    Raises:
+        ConfigError: no permission, or no such bucket.
+        StoreError: storage failed.
+    """
+    try:
+        if is_local(fs):
+            return _link(Path(path), content)
+        return _put(fs, path, content)
+    except PermissionError as error:
+        raise ConfigError(f"{path}: no permission to write: {error}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such bucket or folder: {error}") from error
+    except NotADirectoryError as error:
+        raise ConfigError(f"{path}: a file stands where a folder is needed") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
+
+
+def _link(path: Path, content: bytes) -> bool:
+    """Write beside, make durable, link into place: a reader sees all of the file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            return False
+    finally:
+        beside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def _put(fs: Any, path: str, content: bytes) -> bool:
+    """Create on object storage. After a conflict, equal content counts as created: the first answer may have been lost."""
+    try:
+        fs.pipe_file(path, content, mode="create")
+    except OSError as error:
+        if not isinstance(error, FileExistsError) and error.errno not in CONFLICT:
+            raise
+        fs.invalidate_cache(path.rsplit("/", 1)[0])
+        if not fs.exists(path):
+            raise
+        return False
+    return True
+
+
+def list_files(fs: Any, folder: str, suffix: str) -> dict[str, int]:
+    """Return path and size of the files in a folder, sorted; none if there is no folder."""
+    try:
+        fs.invalidate_cache(folder)
+        found = fs.find(folder, maxdepth=1, detail=True)
+    except FileNotFoundError:
+        return {}
+    except PermissionError as error:
+        raise ConfigError(f"{folder}: no permission to read: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be listed: {type(error).__name__}: {error}") from error
+    return {path: int(found[path]["size"]) for path in sorted(found) if path.endswith(suffix)}
+
+
+def read_bytes(fs: Any, path: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Return a file, or a range of it. Raises StoreError where it cannot be read in full."""
+    try:
+        content: bytes = fs.cat_file(path, start=start, end=end)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+    if start is not None and end is not None and len(content) != end - start:
+        raise StoreError(f"{path}: expected {end - start} bytes at {start}, got {len(content)}")
+    return content
+
+
+def read_many(fs: Any, paths: list[str]) -> dict[str, bytes]:
+    """Return several files, fetched at once where storage can."""
+    try:
+        return dict(fs.cat(paths)) if paths else {}
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {len(paths)} files: {type(error).__name__}: {error}") from error

@@ -1,0 +1,223 @@
+"""Shards: immutable Parquet files of entries, one row group each, named by their content.
+
+Any Parquet reader opens them: features and the other token columns are plain little-endian bytes with shape and dtype
+beside them. Pages carry checksums, and every entry a digest of its own that is checked on each read.
+"""
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StoreError
+from pipeline.filesystem import read_bytes
+from pipeline.schema import ENTRY
+
+DIGESTED = ("video_id", "features", "shape", "dtype", "frame", "anchor", "kind", "size", "position", "grid")
+WIDTHS = {"frame": 2, "anchor": 4, "kind": 1, "size": 4, "position": 12}
+"""Bytes per token of each column beside the features."""
+TAIL_BYTES = 1 << 16
+MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The stored tokens of one video, checked."""
+
+    video_id: str
+    features: npt.NDArray[np.float16]
+    """(S, D), before the projector."""
+    frame: npt.NDArray[np.int16]
+    """(S,) frame of the clip, -1 where a token stands for several."""
+    anchor: npt.NDArray[np.int32]
+    """(S,) frame * N + patch, or -1."""
+    kind: npt.NDArray[np.uint8]
+    """(S,) see `reducers.base`."""
+    size: npt.NDArray[np.float32]
+    """(S,) how many patches each stands for."""
+    position: npt.NDArray[np.float32]
+    """(S, 3) frame, row, column."""
+    grid: tuple[int, int, int]
+    """Frames, rows, columns before the reduction."""
+    timestamps_s: tuple[float, ...]
+    source_sha256: str
+    payload_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where an entry lies."""
+
+    shard: str
+    """Path of the shard."""
+    row_group: int
+    offset: int
+    length: int
+    payload_sha256: str
+
+
+def payload_digest(row: Mapping[str, Any]) -> str:
+    """Return SHA-256 over an entry's columns, each with its length in front."""
+    digest = hashlib.sha256()
+    for name in DIGESTED:
+        value = row[name]
+        if isinstance(value, list):
+            value = struct.pack(f"<{len(value)}q", *value)
+        content = value.encode() if isinstance(value, str) else value
+        digest.update(struct.pack("<q", len(content)))
+        digest.update(content)
+    times = row["timestamps_s"] or []
+    digest.update(struct.pack(f"<q{len(times)}f", len(times), *times))
+    return digest.hexdigest()
+
+
+def write_shard(entries: pa.Table) -> bytes:
+    """Return the file of a shard from rows of `schema.ENTRY`; equal rows give equal bytes."""
+    sink = pa.BufferOutputStream()
+    compression = {name: "NONE" if name == "features" else "ZSTD" for name in _leaves(ENTRY)}
+    with pq.ParquetWriter(
+        sink, ENTRY, compression=compression, use_dictionary=False, write_statistics=False, write_page_checksum=True
+    ) as writer:
+        writer.write_table(entries.combine_chunks(), row_group_size=1)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
+
+
+def row_group_spans(metadata: Any) -> list[tuple[int, int]]:
+    """Return offset and length of each row group. Any: pyarrow's metadata is untyped."""
+    spans = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(at) for at in range(group.num_columns)]
+        start = min(column.dictionary_page_offset or column.data_page_offset for column in columns)
+        end = max((c.dictionary_page_offset or c.data_page_offset) + c.total_compressed_size for c in columns)
+        spans.append((start, end - start))
+    return spans
+
+
+def read_footer(fs: Any, path: str, size: int | None = None) -> Any:
+    """Return a shard's metadata, read from its end in one or two ranges. Raises StoreError."""
+    size = fs.size(path) if size is None else size
+    if size < 12:
+        raise StoreError(f"{path}: {size} bytes are too few for a Parquet file")
+    tail = read_bytes(fs, path, max(0, size - TAIL_BYTES), size)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != MAGIC or length > size:
+        raise StoreError(f"{path}: not a Parquet file")
+    if length > len(tail):
+        tail = read_bytes(fs, path, size - length, size)
+    try:
+        return pq.read_metadata(BytesIO(MAGIC + tail[-length:]))
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path}: the footer is damaged: {error}") from error
+
+
+class ShardReader:
+    """Reads entries by range, one request each; footers are kept."""
+
+    def __init__(self, fs: Any, footers: int = 64) -> None:
+        self.fs = fs
+        self.footer = lru_cache(maxsize=footers)(lambda path: read_footer(fs, path))
+
+    def read(self, place: Place) -> Entry:
+        """Return one entry. Raises StoreError if a byte of it is not what was committed."""
+        metadata = self.footer(place.shard)
+        content = read_bytes(self.fs, place.shard, place.offset, place.offset + place.length)
+        return decode_entry(place, metadata, content)
+
+
+def decode_entry(place: Place, metadata: Any, content: bytes) -> Entry:
+    """Return the entry whose row group has these bytes. Any: pyarrow's metadata is untyped."""
+    try:
+        window = pa.PythonFile(_Window(content, place.offset), mode="r")
+        file = pq.ParquetFile(window, metadata=metadata, page_checksum_verification=True, pre_buffer=False)
+        table = file.read_row_group(place.row_group)
+        if table.num_rows != 1:
+            raise StoreError(f"{place.shard}: row group {place.row_group} has {table.num_rows} rows, expected 1")
+        row = {name: _value(table[name][0]) for name in ENTRY.names}
+    except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
+        raise StoreError(f"{place.shard}: row group {place.row_group} is damaged: {error}") from error
+    if any(value is None for value in row.values()) or payload_digest(row) != place.payload_sha256:
+        raise StoreError(f"{place.shard}: row group {place.row_group} is not what was committed (payload digest differs)")
+    return entry_of(row, place.shard)
+
+
+def _value(scalar: Any) -> Any:
+    """Return a column's value; bytes without a copy. Any: pyarrow's scalars are untyped."""
+    return scalar.as_buffer() if pa.types.is_large_binary(scalar.type) else scalar.as_py()
+
+
+def entry_of(row: Mapping[str, Any], where: str) -> Entry:
+    """Return an entry from a row of `schema.ENTRY`. Raises StoreError unless lengths, shape and dtype agree."""
+    shape, grid = row["shape"], row["grid"]
+    if row["dtype"] != "float16":
+        raise StoreError(f"{where}: expected dtype float16, got {row['dtype']!r}")
+    if len(shape) != 2 or len(grid) != 3 or min(*shape, *grid) < 0:
+        raise StoreError(f"{where}: expected shape [S, D] and grid [F, gh, gw], got {shape} and {grid}")
+    expected = {"features": shape[0] * shape[1] * 2, **{name: shape[0] * width for name, width in WIDTHS.items()}}
+    for name, count in expected.items():
+        if len(row[name]) != count:
+            raise StoreError(f"{where}: expected {count} bytes of {name}, got {len(row[name])}")
+    return Entry(
+        video_id=row["video_id"],
+        features=np.frombuffer(row["features"], "<f2").reshape(shape),
+        frame=np.frombuffer(row["frame"], "<i2"),
+        anchor=np.frombuffer(row["anchor"], "<i4"),
+        kind=np.frombuffer(row["kind"], np.uint8),
+        size=np.frombuffer(row["size"], "<f4"),
+        position=np.frombuffer(row["position"], "<f4").reshape(-1, 3),
+        grid=(grid[0], grid[1], grid[2]),
+        timestamps_s=tuple(row["timestamps_s"]),
+        source_sha256=row["source_sha256"],
+        payload_sha256=row["payload_sha256"],
+    )
+
+
+class _Window:
+    """A file of which only one range is at hand."""
+
+    def __init__(self, content: bytes, offset: int) -> None:
+        self.content, self.offset, self.at, self.closed = content, offset, offset, False
+
+    def read(self, count: int = -1) -> bytes:
+        start = self.at - self.offset
+        end = len(self.content) if count < 0 else start + count
+        if start < 0 or end > len(self.content):
+            raise OSError("the footer points outside the entry's range")
+        self.at += end - start
+        return self.content[start:end]
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        self.at = place if whence == 0 else self.at + place if whence == 1 else self.offset + len(self.content) + place
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self.closed = True
+

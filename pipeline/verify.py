@@ -1,0 +1,105 @@
+"""Check every byte of a token store: specs, fragments, shards and the entries that they name."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.filesystem import list_files, read_bytes
+from pipeline.index import parse_fragment, resolve, rows_of
+from pipeline.schema import INDEX
+from pipeline.shards import Place, decode_entry, read_footer
+from pipeline.store import fingerprints, read_spec
+
+
+@dataclass(kw_only=True)
+class Verified:
+    """What was checked and what is wrong."""
+
+    specs: int = 0
+    fragments: int = 0
+    shards: int = 0
+    entries: int = 0
+    bytes: int = 0
+    orphans: int = 0
+    """Shards that no fragment names: left by a crash between two writes, harmless."""
+    problems: list[str] = field(default_factory=list)
+    """One line per damaged or missing file or entry."""
+    damaged: list[str] = field(default_factory=list)
+    """Videos whose entry cannot be served."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        return {"ok": not self.problems, **asdict(self)}
+
+
+def verify(fs: Any, root: str, only: str | None = None) -> Verified:
+    """Check all fingerprints of a store, or one. Never raises for damage: it is in the report. Any: fsspec is untyped."""
+    report = Verified()
+    names = [name for name in fingerprints(fs, root) if name.startswith(only or "")]
+    if not names:
+        raise ConfigError(f"{root}: no token store there (expected specs/<fingerprint>.json)")
+    for name in names:
+        _check_spec(fs, root, name, report)
+        rows = _check_fragments(fs, f"{root}/index/{name}", report)
+        _check_shards(fs, f"{root}/tokens/{name}", rows, report)
+    return report
+
+
+def _check_spec(fs: Any, root: str, name: str, report: Verified) -> None:
+    try:
+        read_spec(fs, root, name)
+        report.specs += 1
+    except (StoreError, ConfigError) as error:
+        report.problems.append(str(error))
+
+
+def _check_fragments(fs: Any, folder: str, report: Verified) -> pa.Table:
+    tables = []
+    for path in list_files(fs, folder, ".parquet"):
+        try:
+            tables.append(parse_fragment(path, read_bytes(fs, path)))
+            report.fragments += 1
+        except StoreError as error:
+            report.problems.append(str(error))
+    return resolve(pa.concat_tables([INDEX.empty_table(), *tables]))
+
+
+def _check_shards(fs: Any, folder: str, rows: pa.Table, report: Verified) -> None:
+    by_shard: dict[str, list[dict[str, Any]]] = {}
+    for row in rows_of(rows):
+        if row["status"] == "committed":
+            by_shard.setdefault(row["shard"], []).append(dict(row))
+    present = list_files(fs, folder, ".parquet")
+    found = {path.rsplit("/", 1)[-1].removesuffix(".parquet"): path for path in present}
+    for shard, path in found.items():
+        report.orphans += shard not in by_shard
+        _check_shard(fs, path, shard, by_shard.get(shard, []), report)
+    for shard in sorted(by_shard.keys() - found.keys()):
+        report.problems.append(f"{folder}/{shard}.parquet: missing, with {len(by_shard[shard])} entries")
+        report.damaged += [row["video_id"] for row in by_shard[shard]]
+
+
+def _check_shard(fs: Any, path: str, shard: str, rows: list[dict[str, Any]], report: Verified) -> None:
+    """Check a shard's content against its name and each entry against the index."""
+    report.shards += 1
+    try:
+        content = read_bytes(fs, path)
+        report.bytes += len(content)
+        if hashlib.sha256(content).hexdigest() != shard:
+            report.problems.append(f"{path}: the shard was changed after it was committed")
+        metadata = read_footer(fs, path, len(content))
+    except StoreError as error:
+        report.problems.append(str(error))
+        report.damaged += [row["video_id"] for row in rows]
+        return
+    for row in rows:
+        place = Place(shard=path, **{n: row[n] for n in ("row_group", "offset", "length", "payload_sha256")})
+        try:
+            decode_entry(place, metadata, content[place.offset : place.offset + place.length])
+            report.entries += 1
+        except StoreError as error:
+            report.problems.append(f"{row['video_id']}: {error}")
+            report.damaged.append(row["video_id"])

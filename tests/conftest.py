@@ -1,0 +1,44 @@
+"""What many tests share: an S3 server, a store on either kind of storage, and quiet native libraries."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from hypothesis import settings
+
+from tests import s3
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(min(2, torch.get_num_threads()))
+settings.register_profile("framefold", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("framefold")
+
+
+@pytest.fixture(scope="session")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a real S3 server, started when the first test asks."""
+    with s3.server(tmp_path_factory.mktemp("seaweed")) as port:
+        yield port
+
+
+@pytest.fixture
+def bucket(s3_port: int) -> tuple[str, dict[str, Any]]:
+    """A fresh prefix on the S3 server, with the options to reach it."""
+    options = s3.options(s3_port)
+    fs = fsspec.filesystem("s3", **options)
+    if not fs.exists("tests"):
+        fs.mkdir("tests")
+    return f"s3://tests/{uuid.uuid4().hex}", options
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path) -> tuple[str, dict[str, Any]]:
+    """A root URL with storage options: local disk, then a real S3 server."""
+    if request.param == "local":
+        return str(tmp_path / "store"), {}
+    found: tuple[str, dict[str, Any]] = request.getfixturevalue("bucket")
+    return found
