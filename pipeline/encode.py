@@ -1,0 +1,192 @@
+"""The encode stage: clips in, reduced visual tokens out. The tower and one reducer, batched, on a GPU or without one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.decode import DecodeConfig, decode_spec
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.schema import ENCODED, SCHEMA_VERSION
+
+if TYPE_CHECKING:  # torch and transformers load when a stage is built, not when a flag is parsed
+    import torch
+
+    from pipeline.checkpoint import Checkpoint
+    from reducers.base import ReducedTokens, Reducer, VisualTokens
+
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Which tower looks at the clips, and what is kept of what it sees."""
+
+    model: str
+    """Directory or hub id of a Video-LLaVA checkpoint (safetensors)."""
+    revision: str | None = None
+    """Hub revision; pin it."""
+    reducer: str = "prumerge+"
+    """A reducer with its parameters, e.g. "prumerge+(ratio=0.125)"; `framefold reducers` lists them."""
+    compute_dtype: str = "auto"
+    """float32, bfloat16 or float16; auto is float16 on a GPU and float32 without one. Part of the fingerprint."""
+    device: str = "auto"
+    """auto is the first GPU, or the CPU where there is none."""
+    batch_clips: int = 8
+    """Clips that go through the tower together."""
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ConfigError(f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.compute_dtype!r}")
+        if self.batch_clips < 1:
+            raise ConfigError(f"batch_clips must be at least 1, got {self.batch_clips}")
+
+    def on(self, device: str) -> "EncodeConfig":
+        """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
+        dtype = self.compute_dtype
+        if dtype == "auto":
+            dtype = "float16" if device.startswith("cuda") else "float32"
+        return replace(self, device=device, compute_dtype=dtype)
+
+    def here(self) -> "EncodeConfig":
+        """Return the config for this machine, device and dtype decided."""
+        if self.device != "auto":
+            return self.on(self.device)
+        import torch
+
+        return self.on("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def parse_reducer(spec: str) -> "Reducer":
+    """Return the reducer of a spec string that can run while encoding. Raises ConfigError."""
+    from reducers.base import ReducerSpecError
+    from reducers.registry import parse
+
+    try:
+        reducer = parse(spec)
+    except ReducerSpecError as error:
+        raise ConfigError(str(error)) from error
+    if reducer.needs_text:
+        raise ConfigError(
+            f"{reducer.name} reads the question, which is not known while encoding: encode with none or nest, "
+            f"and give {reducer.name} to framefold answer"
+        )
+    return reducer
+
+
+def encode_spec(config: EncodeConfig, decode: DecodeConfig, checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Return all that stored tokens depend on and nothing else: no path, no device, no batch size."""
+    from reducers.base import describe
+
+    return {
+        "kind": "encode",
+        "schema_version": SCHEMA_VERSION,
+        **checkpoint.spec(),
+        **decode_spec(decode),
+        "compute_dtype": config.here().compute_dtype,
+        "dtype": "float16",
+        "reducer": describe(parse_reducer(config.reducer)),
+    }
+
+
+class Encode:
+    """Stage, GPU or CPU. Takes rows of `schema.DECODED`, returns rows of `schema.ENCODED`, same order."""
+
+    def __init__(self, config: EncodeConfig) -> None:
+        from pipeline.checkpoint import Checkpoint
+        from pipeline.vision import Tower
+
+        self.config = config.here()
+        self.reducer = parse_reducer(self.config.reducer)
+        checkpoint = Checkpoint.open(self.config.model, self.config.revision)
+        self.tower = Tower(checkpoint, device=self.config.device, dtype=self.config.compute_dtype)
+
+    def __call__(self, clips: pa.Table) -> pa.Table:
+        """Return the clips with tokens in place of frames. A clip with a failure passes through."""
+        rows = clips.to_pylist()
+        good = [at for at, row in enumerate(rows) if row["error_class"] is None]
+        for start in range(0, len(good), self.config.batch_clips):
+            batch = good[start : start + self.config.batch_clips]
+            for at, outcome in zip(batch, self.encode([rows[at]["frames"] for at in batch]), strict=True):
+                rows[at] |= outcome
+        return pa.Table.from_pylist([{name: row.get(name) for name in ENCODED.names} for row in rows], schema=ENCODED)
+
+    def encode(self, clips: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Return the token columns of some clips, each uint8 F*S*S*3; or a failure where a value is not finite."""
+        import torch
+
+        frames = [self._frames(clip) for clip in clips]
+        ends = torch.tensor([0, *(len(one) for one in frames)]).cumsum(0)
+        seen = self.tower(torch.cat(frames), self.reducer.needs, ends)
+        bad = _not_finite(seen)
+        kept = [number for number in range(len(clips)) if number not in bad]
+        columns: list[dict[str, Any]] = [_failure("the tower gave values that are not finite") for _ in clips]
+        if kept:
+            reduced = self.reducer.reduce(seen if not bad else _clips(seen, kept))
+            for place, number in enumerate(kept):
+                columns[number] = _columns(reduced, place, (len(frames[number]), *seen.grid))
+        return columns
+
+    def _frames(self, clip: bytes) -> "torch.Tensor":
+        """Return frames (F, S, S, 3). Raises PipelineError if the decode stage cut them to another side."""
+        import torch
+
+        side = self.tower.side_px
+        if len(clip) == 0 or len(clip) % (side * side * 3):
+            raise PipelineError(f"expected frames of {side} x {side} px from the decode stage, got {len(clip)} bytes")
+        pixels = np.frombuffer(clip, dtype=np.uint8).reshape(-1, side, side, 3)
+        return torch.from_numpy(pixels.copy())
+
+
+def _not_finite(seen: "VisualTokens") -> set[int]:
+    """Return the clips with a feature or a capture that is not finite."""
+    import torch
+
+    from reducers.base import frames_in_clip
+
+    values = [seen.features, *seen.captures.values(), *([] if seen.cls is None else [seen.cls])]
+    good_F = torch.stack([value.flatten(1).isfinite().all(1) for value in values]).all(0)
+    clip_F, _ = frames_in_clip(seen.clip_ptr)
+    return set(clip_F[~good_F].tolist())
+
+
+def _clips(seen: "VisualTokens", kept: Sequence[int]) -> "VisualTokens":
+    """Return some clips of a batch."""
+    import torch
+
+    bounds = seen.clip_ptr.tolist()
+    frames = torch.cat([torch.arange(bounds[at], bounds[at + 1]) for at in kept]).to(seen.features.device)
+    lengths = torch.tensor([0, *(bounds[at + 1] - bounds[at] for at in kept)])
+    return replace(
+        seen,
+        features=seen.features[frames],
+        cls=None if seen.cls is None else seen.cls[frames],
+        clip_ptr=lengths.cumsum(0).to(seen.clip_ptr.device),
+        captures={need: value[frames] for need, value in seen.captures.items()},
+    )
+
+
+def _columns(reduced: "ReducedTokens", number: int, grid: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the stored columns of one clip; a failure if float16 cannot hold its features."""
+    import torch
+
+    span = reduced.clip(number)
+    features = reduced.features[span].to(torch.float16).cpu()
+    if not bool(features.isfinite().all()):
+        return _failure("features do not fit float16")
+    kinds = {"frame": "<i2", "anchor": "<i4", "kind": "u1", "size": "<f4", "position": "<f4"}
+    plain = {name: getattr(reduced, name)[span].cpu().numpy().astype(kind).tobytes() for name, kind in kinds.items()}
+    return {
+        "features": features.numpy().astype("<f2", copy=False).tobytes(),
+        "shape": list(features.shape),
+        "dtype": "float16",
+        "grid": list(grid),
+        **plain,
+    }
+
+
+def _failure(detail: str) -> dict[str, Any]:
+    return {"error_class": "ENCODE_FAILED", "error": detail}
+

@@ -1,0 +1,68 @@
+"""Run the stages in this process: tests, a laptop, or one machine with an accelerator and no Ray.
+
+Decoding runs ahead in threads, each with a child process of its own; encoding and committing keep this thread.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pyarrow as pa
+
+from pipeline.decode import Decode
+from pipeline.stage import Stage
+
+
+def encode_units(
+    todo: pa.Table,
+    make_decode: Callable[[], Decode],
+    encode: Stage,
+    commit: Stage,
+    *,
+    decoders: int = 1,
+    videos_per_step: int = 8,
+    videos_per_unit: int = 64,
+    stop: threading.Event | None = None,
+) -> Iterator[pa.Table]:
+    """Decode, encode and commit the rows of `schema.CORPUS`; yields rows of `schema.MANIFEST` unit by unit.
+
+    When `stop` is set, what is encoded by then is committed and the rest is left for the next run.
+    """
+    waiting: list[pa.Table] = []
+    for clips in _decoded(_slices(todo, videos_per_step), make_decode, decoders, stop):
+        waiting.append(encode(clips))
+        if sum(table.num_rows for table in waiting) >= videos_per_unit:
+            yield commit(pa.concat_tables(waiting))
+            waiting = []
+    if waiting:
+        yield commit(pa.concat_tables(waiting))
+
+
+def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:
+    return (table.slice(start, rows) for start in range(0, table.num_rows, rows))
+
+
+def _decoded(
+    parts: Iterable[pa.Table], make_decode: Callable[[], Decode], decoders: int, stop: threading.Event | None
+) -> Iterator[pa.Table]:
+    """Yield decoded parts in order, a few ahead of the consumer."""
+    with ExitStack() as stack:
+        own = threading.local()
+
+        def decode(part: pa.Table) -> pa.Table:
+            if not hasattr(own, "stage"):
+                own.stage = stack.enter_context(make_decode())
+            return own.stage(part)
+
+        threads = stack.enter_context(ThreadPoolExecutor(decoders))
+        ahead: deque[Future[pa.Table]] = deque()
+        for part in parts:
+            if stop is not None and stop.is_set():
+                break
+            ahead.append(threads.submit(decode, part))
+            if len(ahead) > decoders + 1:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
