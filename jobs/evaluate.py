@@ -4,15 +4,17 @@ Exact match is the string equality of ActivityNet-QA's own script; normalised ma
 Missing predictions are wrong, and coverage says how many there are. WUPS is not offered: it needs the WordNet corpus.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import tyro
 
+from jobs.launch import launch, storage_options
 from pipeline import metrics
 from pipeline.datasets import Record, dataset_of, optional_text, read_questions, read_records
 from pipeline.errors import ConfigError
@@ -43,8 +45,13 @@ class EvaluateJob:
     """What to do with two different predictions for one question; equal ones are always taken as one."""
     free_published: bool = False
     """Also report ActivityNet-QA's "Free" by the arithmetic of its released script, which divides by a wrong number."""
-    storage_options: dict[str, str] = field(default_factory=dict)
-    """Passed to fsspec with every file."""
+    storage_options: str = "{}"
+    """JSON object for fsspec, used for every file."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the storage options as a mapping."""
+        return storage_options(self.storage_options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +65,13 @@ class Predictions:
 
 def run(job: EvaluateJob) -> dict[str, Any]:
     """Return the report, ready for JSON, unrounded. Raises ConfigError where files do not fit together."""
-    table = read_questions(job.questions, job.dataset, job.answers, job.storage_options)
+    table = read_questions(job.questions, job.dataset, job.answers, job.options)
     asked = _with_reference(table, job.questions)
-    ours = read_predictions(job.predictions, job.duplicates, job.storage_options)
+    ours = read_predictions(job.predictions, job.duplicates, job.options)
     report = score(asked, ours, dataset_of(table), job)
     report["without_reference"] = table.num_rows - asked.num_rows
     if job.against is not None:
-        theirs = read_predictions(job.against, job.duplicates, job.storage_options)
+        theirs = read_predictions(job.against, job.duplicates, job.options)
         report["against"] = {"predictions": job.against, **compare(asked, ours, theirs)}
     return report
 
@@ -172,3 +179,12 @@ def _columns(asked: pa.Table, predictions: Predictions) -> tuple[list[str | None
             f"got ids such as {next(iter(predictions.texts))!r}, expected such as {ids[0]!r}"
         )
     return [predictions.texts.get(i) for i in ids], asked["answer"].to_pylist(), asked["type"].to_pylist()
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    return launch(EvaluateJob, run, "framefold evaluate", args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,7 +16,7 @@ from pipeline.prompts import PromptTemplate
 if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, not when a flag is parsed
     from pipeline.checkpoint import Checkpoint
     from pipeline.engine import Engine, Reply, VideoQuestions
-    from pipeline.store import Entry
+    from pipeline.shards import Entry
 
 ENGINE = ("transformers", 1)
 """Name and version in the answer fingerprint; a test holds it equal to the engine's own."""

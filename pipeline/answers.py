@@ -12,17 +12,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from io import BytesIO
 from itertools import pairwise
 from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.filesystem import create_exclusive
 from pipeline.fingerprint import canonical_json, fingerprint
+from pipeline.parquet import from_parquet, to_parquet
 
 QUESTIONS_ASKED = pa.schema(
     [(name, pa.string()) for name in ("question_id", "video_id", "question", "store_id", "payload_sha256")]
@@ -145,18 +144,11 @@ def merge(asked: pa.Table, committed: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ANSWERS)
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """Return a table as the bytes of one Parquet file; equal tables give equal bytes."""
-    sink = BytesIO()
-    pq.write_table(table.combine_chunks(), sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
-
-
 def _checked(path: str, content: bytes) -> pa.Table:
     name, digest = path.rsplit("/", 1)[-1].removesuffix(".parquet"), hashlib.sha256(content).hexdigest()
     if name != digest:
         raise StoreError(f"{path}: the content has SHA-256 {digest}; the unit was changed after it was committed")
-    return pq.read_table(BytesIO(content), schema=ANSWERS)
+    return from_parquet(content).select(ANSWERS.names).cast(ANSWERS)
 
 
 def _key(row: Mapping[str, Any]) -> Key:

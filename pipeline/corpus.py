@@ -1,12 +1,11 @@
 """What to encode: a directory, a glob or a manifest becomes a table of videos. Nothing is opened, only listed."""
 
 import json
-import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -18,8 +17,11 @@ from pipeline.schema import CORPUS
 from pipeline.sources import source_hint
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .flv .wmv .asf .mpg .mpeg .ts .m2ts .mts .ogv .3gp .gif .ivf .y4m .h264 .hevc".split()
-)
+    f".{name}" for name in (
+        "mp4", "m4v", "mov", "mkv", "webm", "avi", "flv", "wmv", "asf", "mpg", "mpeg", "ts", "m2ts", "mts", "ogv", "3gp", "gif",
+        "ivf", "y4m", "h264", "hevc",
+    )
+)  # fmt: skip
 """What counts as a video in a directory; a glob takes whatever it matches."""
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
 SHOWN = 5
@@ -106,7 +108,7 @@ def _hints(uris: Iterable[str], storage_options: Mapping[str, Any] | None) -> li
 def _hint(uri: str, storage_options: Mapping[str, Any] | None) -> str:
     try:
         if "://" not in uri:
-            known = os.stat(uri)
+            known = Path(uri).stat()
             info = {"size": known.st_size, "mtime": known.st_mtime}
             return source_hint(info) if stat.S_ISREG(known.st_mode) else "{}"
         fs, path = fsspec.core.url_to_fs(uri, **(storage_options or {}))

@@ -17,9 +17,9 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
+from pipeline.parquet import from_parquet
 
 DATASETS = ("activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain")
 ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
@@ -109,7 +109,7 @@ def read_records(path: str, storage_options: Mapping[str, Any] | None = None) ->
 
 def _parse(content: bytes, suffix: str) -> list[Record]:
     if suffix == ".parquet":
-        return list(pq.read_table(io.BytesIO(content)).to_pylist())
+        return list(from_parquet(content).to_pylist())
     text = content.decode("utf-8-sig")
     if suffix in (".jsonl", ".ndjson"):
         return [json.loads(line) for line in text.splitlines() if line.strip()]

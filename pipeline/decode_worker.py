@@ -5,7 +5,6 @@ of a video whatever became of the parent. It keeps its answers on a private desc
 and limits its own memory to what it holds after its imports plus the configured amount.
 """
 
-import io
 import json
 import os
 import resource
@@ -72,7 +71,7 @@ def _private_stdout() -> BinaryIO:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
-    return io.open(private, "wb")
+    return os.fdopen(private, "wb")
 
 
 def _warm_up() -> None:

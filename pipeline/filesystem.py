@@ -28,7 +28,7 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> tup
     except (ValueError, ImportError, OSError) as error:
         raise ConfigError(f"{url}: not a usable URL: {type(error).__name__}: {error}") from error
     if is_local(fs):
-        path = os.path.abspath(path)
+        path = str(Path(path).absolute())
     return fs, path.rstrip("/")
 
 

@@ -7,15 +7,14 @@ rule needs no clock and gives every reader the same answer.
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
 from pipeline.filesystem import create_exclusive, list_files, read_many
+from pipeline.parquet import from_parquet, to_parquet
 from pipeline.schema import CORPUS, INDEX
 
 TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE"})
@@ -84,10 +83,7 @@ def _is_missing(uri: str, hint: str, known: tuple[str, str, str | None] | None, 
 
 def fragment(rows: list[dict[str, Any]]) -> bytes:
     """Return the file of a fragment; equal rows give equal bytes."""
-    sink = BytesIO()
-    table = pa.Table.from_pylist(rows, schema=INDEX).sort_by("video_id")
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
+    return to_parquet(pa.Table.from_pylist(rows, schema=INDEX).sort_by("video_id"))
 
 
 def parse_fragment(path: str, content: bytes) -> pa.Table:
@@ -96,8 +92,8 @@ def parse_fragment(path: str, content: bytes) -> pa.Table:
     if hashlib.sha256(content).hexdigest() != name:
         raise StoreError(f"{path}: the index fragment was changed after it was committed")
     try:
-        return pq.read_table(BytesIO(content)).select(INDEX.names).cast(INDEX)
-    except (pa.ArrowException, KeyError) as error:
+        return from_parquet(content).select(INDEX.names).cast(INDEX)
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise StoreError(f"{path}: not an index fragment of this version: {error}") from error
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
 from pipeline.filesystem import read_bytes
+from pipeline.parquet import open_parquet
 from pipeline.schema import ENTRY
 
 DIGESTED = ("video_id", "features", "shape", "dtype", "frame", "anchor", "kind", "size", "position", "grid")
@@ -142,8 +143,7 @@ def decode_entry(place: Place, metadata: Any, content: bytes) -> Entry:
     """Return the entry whose row group has these bytes. Any: pyarrow's metadata is untyped."""
     try:
         window = pa.PythonFile(_Window(content, place.offset), mode="r")
-        file = pq.ParquetFile(window, metadata=metadata, page_checksum_verification=True, pre_buffer=False)
-        table = file.read_row_group(place.row_group)
+        table = open_parquet(window, metadata).read_row_group(place.row_group, use_threads=False)
         if table.num_rows != 1:
             raise StoreError(f"{place.shard}: row group {place.row_group} has {table.num_rows} rows, expected 1")
         row = {name: _value(table[name][0]) for name in ENTRY.names}

@@ -143,7 +143,7 @@ class TokenStore:
             payload_sha256=row["payload_sha256"],
         )
 
-    def _write(self, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _write(self, rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
         """Write a shard, read its footer back, and return where each entry lies."""
         entries = [{name: row.get(name) for name in ENTRY.names} for row in rows]
         for entry in entries:

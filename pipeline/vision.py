@@ -30,12 +30,12 @@ def blocks_to_run(layers: int, layer: int) -> int:
 
 
 def capture_tower(
-    model: nn.Module, pixels: Tensor, needs: frozenset[Capture], layer: int = -2
+    model: Any, pixels: Tensor, needs: frozenset[Capture], layer: int = -2
 ) -> tuple[Tensor, dict[Capture, Tensor]]:
     """Run a CLIP vision model up to the selected hidden state and take what is needed.
 
     Args:
-        model: a transformers CLIPVisionModel, whatever its attention implementation.
+        model: a transformers CLIPVisionModel (Any: its blocks are untyped), whatever its attention implementation.
         pixels: (F, 3, S, S), normalised, in the model's dtype.
         needs: what to capture.
         layer: selected hidden state, as transformers counts them.

@@ -13,10 +13,11 @@ from transformers import (
 )
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>"]
-WORDS = (
-    "USER: ASSISTANT: \n ? . what is it who runs over there in the green field a this much longer question than whole "
-    "prefix of video or not b one alone yes no how many are which way does move color circle square object objects word"
-).split(" ")
+SENTENCE = (
+    "what is it who runs over there in the green field a this much longer question than whole prefix of video or not b one "
+    "alone yes no how many are which way does move color circle square object objects word ? ."
+)
+WORDS = ["USER:", "ASSISTANT:", "\n", *SENTENCE.split()]
 PADDED_VOCABULARY = 96
 """More rows than the tokeniser has words, as in the real checkpoint."""
 

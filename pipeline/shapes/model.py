@@ -4,9 +4,12 @@ Geometry: frames of 64 px in patches of 4 px, so 16 x 16 patches and CLS per fra
 visual tokens per video. The tower is 5 blocks of width 128, the language model 4 blocks of width 192.
 """
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -122,29 +125,21 @@ def build_text_tower() -> CLIPTextModelWithProjection:
 
 def save(
     folder: Path,
-    model: VideoLlavaForConditionalGeneration,
-    text_tower: CLIPTextModelWithProjection,
+    model: Any,
+    text_tower: Any,
     visual_projection: nn.Linear,
 ) -> None:
-    """Write a checkpoint that transformers loads as it is; half precision, the image tower a copy of the video tower."""
+    """Write a checkpoint that transformers loads as it is; half precision, the image tower a copy of the video tower.
+
+    Any: a VideoLlavaForConditionalGeneration and a CLIPTextModelWithProjection, whose methods mypy cannot see.
+    """
     model.model.image_tower.load_state_dict(model.model.video_tower.state_dict())
-    _half(model).save_pretrained(folder)
+    copy.deepcopy(model).half().save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(PREPROCESSOR)
-    _half(text_tower).save_pretrained(folder / "text_tower")
-    _save_projection(folder / "text_tower" / "visual_projection.safetensors", visual_projection)
-
-
-def _half(model: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(model).half()
-
-
-def _save_projection(path: Path, projection: nn.Linear) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"weight": projection.weight.detach().half().contiguous()}, path)
+    copy.deepcopy(text_tower).half().save_pretrained(folder / "text_tower")
+    weight = visual_projection.weight.detach().half().contiguous().cpu()
+    save_file({"weight": weight}, folder / "text_tower" / "visual_projection.safetensors")
 
 
 def _sines(side: int, width: int) -> Tensor:

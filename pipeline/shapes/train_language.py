@@ -59,8 +59,8 @@ def pack(clips: Sequence[Sequence[tuple[list[int], list[int], int]]]) -> Packed:
         rows.append(row)
     longest = max(map(len, rows))
     padded = torch.tensor([row + [(0, -1, 0, -100, 0)] * (longest - len(row)) for row in rows])
-    ids, segment, place, target, type_BT = padded.unbind(-1)
-    return Packed(ids=ids, segment=segment, place=place, target=target, type=type_BT)
+    fields = ("ids", "segment", "place", "target", "type")
+    return Packed(**dict(zip(fields, padded.unbind(-1), strict=True)))
 
 
 def packed_logits(model: VideoLlavaForConditionalGeneration, visual_BVD: Tensor, packed: Packed) -> Tensor:

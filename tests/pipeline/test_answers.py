@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore, CommitAnswers, merge, to_parquet, units
+from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore, CommitAnswers, merge, units
 from pipeline.errors import ConfigError, StoreError
+from pipeline.parquet import to_parquet
 
 SPEC = {"kind": "answer", "encode": "e1", "prompt": {"style": "docs"}}
 

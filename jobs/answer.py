@@ -1,0 +1,176 @@
+"""Answer questions from the token store: `framefold answer`, or `ray job submit -- python -m jobs.answer`.
+
+No video is opened. Questions are joined to the index on the driver, by video and question id; each video's tokens are read
+once for all its questions.
+"""
+
+import logging
+import sys
+import threading
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pyarrow as pa
+import tyro
+
+from jobs.cluster import ClusterConfig, check_gpus, cluster, share, through
+from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
+from jobs.progress import Progress
+from pipeline.answer import Answer, AnswerConfig, answer_spec
+from pipeline.answers import AnswerStore, CommitAnswers, units
+from pipeline.datasets import join_videos, read_aliases, read_questions
+from pipeline.errors import ConfigError
+from pipeline.store import TokenStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerJob:
+    """Answer every question of a file that has no answer yet, from stored tokens."""
+
+    questions: tyro.conf.Positional[str]
+    """Question file of a data set, or JSONL, CSV, Parquet with video_id, question[, question_id, answer]."""
+    store: str
+    """Root of the token store; any fsspec URL."""
+    out: str
+    """Folder for answers.jsonl and answers.parquet; any fsspec URL."""
+    answer: AnswerConfig
+    dataset: Literal["auto", "activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain"] = "auto"
+    """auto tells it by columns and video names."""
+    fingerprint: str | None = None
+    """Which entries of the store, by the beginning of their fingerprint; needed where it holds several."""
+    aliases: str | None = None
+    """CSV, JSONL or Parquet that maps the data set's video names to ids of the store, as MSVD needs."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    engines: int = 1
+    """Answering actors."""
+    gpus_per_engine: float = 0.0
+    """GPUs of each engine; 0 answers on the CPU."""
+    videos_per_unit: int = 8
+    """Videos whose questions are answered and committed together."""
+    max_unanswered: int | None = None
+    """Exit with 1 if more questions than this end without an answer; default: they are counted, no more."""
+    storage_options: str = "{}"
+    """JSON object for fsspec, used for store and output."""
+
+    def __post_init__(self) -> None:
+        for name in ("engines", "videos_per_unit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.gpus_per_engine < 0:
+            raise ConfigError(f"gpus_per_engine must not be negative, got {self.gpus_per_engine}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the storage options as a mapping."""
+        return storage_options(self.storage_options)
+
+
+def run(job: AnswerJob) -> Report:
+    """Answer what is pending, then write every question once, in the order of its file."""
+    from pipeline.checkpoint import Checkpoint
+
+    store = TokenStore.open(job.store, job.fingerprint, job.options)
+    asked = _asked(job, store)
+    checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
+    config = _placed(job)
+    spec = answer_spec(config, checkpoint, store.fingerprint)
+    answers = AnswerStore.create(job.out, spec, job.options)
+    pending = answers.pending(asked)
+    logger.info("%d questions, %d to answer", asked.num_rows, pending.num_rows)
+    progress = Progress("answer", pending.num_rows)
+    stopped = False
+    if pending.num_rows:
+        with stop_on_signal() as stop:
+            runner = _locally if job.cluster.runner == "local" else _on_ray
+            with closing(runner(replace(job, answer=config), pending, store, answers, stop)) as manifests:
+                for manifest in manifests:
+                    ok, every = sum(manifest["ok"].to_pylist()), sum(manifest["questions"].to_pylist())
+                    progress.add(Counter({"answered": ok, "without answer": every - ok}))
+            stopped = stop.is_set() and progress.done < pending.num_rows
+    return _report(job, store, answers, asked, progress, stopped)
+
+
+def _asked(job: AnswerJob, store: TokenStore) -> pa.Table:
+    """Return the questions with the id and the payload digest of their video's entry, null where there is none."""
+    payloads = store.payloads()
+    questions = read_questions(job.questions, job.dataset, storage_options=job.options)
+    aliases = read_aliases(job.aliases, job.options) if job.aliases else None
+    joined = join_videos(questions, payloads, aliases)
+    digests = [payloads.get(store_id) for store_id in joined["store_id"].to_pylist()]
+    return joined.append_column("payload_sha256", pa.array(digests, pa.string()))
+
+
+def _placed(job: AnswerJob) -> AnswerConfig:
+    """Return the answer config with device and dtype decided, for where the engines will run."""
+    if job.gpus_per_engine > 0 and job.cluster.runner == "ray":
+        return job.answer.on("cuda")
+    if job.cluster.runner == "ray" and job.answer.device == "auto":
+        return job.answer.on("cpu")
+    return job.answer.here()
+
+
+def _locally(
+    job: AnswerJob, pending: pa.Table, store: TokenStore, answers: AnswerStore, stop: threading.Event
+) -> Generator[pa.Table, None, None]:
+    answer = Answer(job.answer, job.store, store.fingerprint, job.options)
+    commit = CommitAnswers(job.out, answers.fingerprint, job.options)
+    for unit in units(pending, job.videos_per_unit):
+        if stop.is_set():
+            return
+        yield commit(answer(unit))
+
+
+def _on_ray(
+    job: AnswerJob, pending: pa.Table, store: TokenStore, answers: AnswerStore, stop: threading.Event
+) -> Generator[pa.Table, None, None]:
+    import ray.data
+
+    with cluster(job.cluster) as cpus:
+        check_gpus(job.engines * job.gpus_per_engine)
+        each = share(cpus, job.engines + 1)
+        data = ray.data.from_arrow([unit.combine_chunks() for unit in units(pending, job.videos_per_unit)])
+        asked = (job.answer, job.store, store.fingerprint, job.options)
+        gpus = job.gpus_per_engine
+        replies = through(data, Answer, asked, workers=job.engines, cpus=each, gpus=gpus, batch=None)
+        written = (job.out, answers.fingerprint, job.options)
+        commits = through(replies, CommitAnswers, written, workers=1, cpus=each / 2, batch=None)
+        for manifest in commits.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+            yield manifest
+            if stop.is_set():
+                return
+
+
+def _report(
+    job: AnswerJob, store: TokenStore, answers: AnswerStore, asked: pa.Table, progress: Progress, stopped: bool
+) -> Report:
+    statuses = answers.finish(asked)
+    unanswered = asked.num_rows - statuses.get("ok", 0)
+    too_many = job.max_unanswered is not None and unanswered > job.max_unanswered
+    return {
+        "job": "answer",
+        "store": job.store,
+        "fingerprint": store.fingerprint,
+        "answers": f"{job.out.rstrip('/')}/answers.jsonl",
+        "answers_fingerprint": answers.fingerprint,
+        "questions": asked.num_rows,
+        "statuses": statuses,
+        "missing_videos": len(set(asked.filter(asked["store_id"].is_null())["video_id"].to_pylist())),
+        "this_run": {**dict(sorted(progress.counts.items())), "seconds": round(progress.seconds, 3)},
+        "answers_per_s": round(progress.done / max(progress.seconds, 1e-9), 3),
+        "stopped": stopped,
+        "exit_code": STOPPED if stopped else FAILED if too_many else DONE,
+    }
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    return launch(AnswerJob, run, "framefold answer", args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

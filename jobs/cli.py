@@ -1,0 +1,47 @@
+"""`framefold COMMAND ...`: one command per job; nothing is imported before its command is named."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "encode": "encode every video of a corpus that the token store does not hold yet",
+    "answer": "answer a file of questions from the token store",
+    "evaluate": "score predictions against a data set",
+    "store": "look into a token store: ls, stats, show, verify",
+    "reducers": "list the reducers with their parameters",
+    "shapes": "write a corpus of moving shapes: MP4 files with questions and answers",
+    "train": "train the bundled model from nothing",
+    "demo": "the whole pipeline on generated videos, with the bundled model",
+}
+
+
+def usage() -> str:
+    """Return the list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    head = "usage: framefold COMMAND ...\n\nEncode videos once into few visual tokens, ask anything later.\n"
+    return "\n".join([head, *lines, "\nframefold COMMAND --help lists the flags of a command."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage() + "\n")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"framefold {version('framefold')}\n")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        sys.stderr.write(f"framefold: unknown command {name!r}, expected one of {', '.join(COMMANDS)}\n")
+        return 2
+    code: int = importlib.import_module(f"jobs.{name}").main(arguments[1:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Encode a corpus: `framefold encode`, or `ray job submit -- python -m jobs.encode`. Run it twice, it works once."""
+
+import logging
+import sys
+import threading
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import tyro
+
+from jobs.cluster import ClusterConfig, check_gpus, cluster, share, source, through
+from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
+from jobs.progress import Progress
+from pipeline.corpus import read_corpus
+from pipeline.decode import Decode, DecodeConfig
+from pipeline.encode import Encode, EncodeConfig, encode_spec, parse_reducer
+from pipeline.errors import VIDEO_CODES, ConfigError
+from pipeline.local import encode_units
+from pipeline.store import Commit, TokenStore
+
+logger = logging.getLogger(__name__)
+SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeJob:
+    """Encode every video of a corpus that the token store does not hold yet."""
+
+    corpus: tyro.conf.Positional[str]
+    """Directory, glob or manifest (.parquet, .csv, .jsonl with video_id, uri); any fsspec URL."""
+    store: str
+    """Root of the token store; any fsspec URL."""
+    encode: EncodeConfig
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    decoders: int = 1
+    """Decoding actors, each with a child process and a CPU."""
+    encoders: int = 1
+    """Encoding actors."""
+    gpus_per_encoder: float = 0.0
+    """GPUs of each encoder; 0 encodes on the CPU, 0.5 lets two share a GPU."""
+    videos_per_unit: int = 64
+    """Videos that are committed together: what a crash may cost, and the number of entries in a shard."""
+    retry: tuple[str, ...] = ()
+    """Classes of failure to try again, e.g. TIMEOUT CRASHED."""
+    max_failed: int = 0
+    """Exit with 1 if more videos of the corpus than this have failed."""
+    storage_options: str = "{}"
+    """JSON object for fsspec, e.g. '{"endpoint_url": "http://127.0.0.1:9000"}'; used for the corpus and the store."""
+
+    def __post_init__(self) -> None:
+        for name in ("decoders", "encoders", "videos_per_unit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.gpus_per_encoder < 0 or self.max_failed < 0:
+            raise ConfigError("gpus_per_encoder and max_failed must not be negative")
+        if unknown := set(self.retry) - VIDEO_CODES:
+            raise ConfigError(f"unknown class to retry {min(unknown)!r}, expected some of {', '.join(sorted(VIDEO_CODES))}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the storage options as a mapping."""
+        return storage_options(self.storage_options)
+
+
+def run(job: EncodeJob) -> Report:
+    """Decode, encode, commit. Every video ends in the store with its tokens, or in the index with its failure."""
+    from pipeline.checkpoint import Checkpoint
+
+    parse_reducer(job.encode.reducer)
+    corpus = read_corpus(job.corpus, job.options)
+    checkpoint = Checkpoint.open(job.encode.model, job.encode.revision)
+    config = _placed(job)
+    spec = encode_spec(config, job.decode, checkpoint)
+    store = TokenStore.create(job.store, spec, job.options)
+    todo = store.missing(corpus, job.retry)
+    logger.info("%d videos, %d to encode with %s", corpus.num_rows, todo.num_rows, config.reducer)
+    progress = Progress("encode", todo.num_rows)
+    stopped = False
+    if todo.num_rows:
+        with stop_on_signal() as stop:
+            runner = _locally if job.cluster.runner == "local" else _on_ray
+            arguments = (replace(job, encode=config), todo, spec, checkpoint.preprocessing().side_px, stop)
+            with closing(runner(*arguments)) as manifests:
+                for manifest in manifests:
+                    progress.add(Counter(manifest["status"].to_pylist()))
+            stopped = stop.is_set() and progress.done < todo.num_rows
+    store.refresh()
+    return _report(job, store, corpus, progress, stopped)
+
+
+def _placed(job: EncodeJob) -> EncodeConfig:
+    """Return the encode config with device and dtype decided, for where the encoders will run."""
+    if job.gpus_per_encoder > 0 and job.cluster.runner == "ray":
+        return job.encode.on("cuda")
+    if job.cluster.runner == "ray" and job.encode.device == "auto":
+        return job.encode.on("cpu")
+    return job.encode.here()
+
+
+def _locally(
+    job: EncodeJob, todo: pa.Table, spec: dict[str, Any], side_px: int, stop: threading.Event
+) -> Generator[pa.Table, None, None]:
+    yield from encode_units(
+        todo,
+        lambda: Decode(job.decode, side_px, job.options),
+        Encode(job.encode),
+        Commit(job.store, spec, job.options),
+        decoders=job.decoders,
+        videos_per_step=min(job.encode.batch_clips, job.videos_per_unit),
+        videos_per_unit=job.videos_per_unit,
+        stop=stop,
+    )
+
+
+def _on_ray(
+    job: EncodeJob, todo: pa.Table, spec: dict[str, Any], side_px: int, stop: threading.Event
+) -> Generator[pa.Table, None, None]:
+    step = min(job.encode.batch_clips, job.videos_per_unit)
+    with cluster(job.cluster) as cpus:
+        check_gpus(job.encoders * job.gpus_per_encoder)
+        each = share(cpus, job.decoders + job.encoders + 1)
+        videos = source(todo, step)
+        clips = through(videos, Decode, (job.decode, side_px, job.options), workers=job.decoders, cpus=each, batch=step)
+        gpus = job.gpus_per_encoder
+        tokens = through(clips, Encode, (job.encode,), workers=job.encoders, cpus=each, gpus=gpus, batch=step)
+        unit = job.videos_per_unit
+        commits = through(tokens, Commit, (job.store, spec, job.options), workers=1, cpus=each / 2, batch=unit)
+        for manifest in commits.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+            yield manifest
+            if stop.is_set():
+                return
+
+
+def _report(job: EncodeJob, store: TokenStore, corpus: pa.Table, progress: Progress, stopped: bool) -> Report:
+    """Return what is true of this corpus now, and what this run did."""
+    ids = corpus["video_id"]
+    rows = store.index.rows.filter(pc.is_in(store.index.rows["video_id"], ids.combine_chunks()))
+    failed = rows.filter(pc.equal(rows["status"], "failed"))
+    committed = rows.filter(pc.equal(rows["status"], "committed"))
+    first = failed.select(["video_id", "error_class", "error"]).slice(0, SHOWN).to_pylist()
+    too_many = failed.num_rows > job.max_failed
+    count = max(committed.num_rows, 1)
+    return {
+        "job": "encode",
+        "store": job.store,
+        "fingerprint": store.fingerprint,
+        "reducer": job.encode.reducer,
+        "videos": corpus.num_rows,
+        "committed": committed.num_rows,
+        "failed": failed.num_rows,
+        "failed_by_class": dict(sorted(Counter(failed["error_class"].to_pylist()).items())),
+        "first_failed": first,
+        "left": corpus.num_rows - committed.num_rows - failed.num_rows,
+        "this_run": {**dict(sorted(progress.counts.items())), "seconds": round(progress.seconds, 3)},
+        "videos_per_s": round(progress.done / max(progress.seconds, 1e-9), 3),
+        "tokens_per_video": round((pc.sum(committed["tokens"]).as_py() or 0) / count, 2),
+        "bytes_per_video": round((pc.sum(committed["payload_bytes"]).as_py() or 0) / count),
+        "stopped": stopped,
+        "exit_code": STOPPED if stopped else FAILED if too_many else DONE,
+    }
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    return launch(EncodeJob, run, "framefold encode", args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""From a command line to an exit code: what every job has in common.
+
+Exit codes: 0 done; 1 more videos failed than allowed; 2 a wrong setting, nothing written; 3 stopped by a signal, run again to
+go on; 4 storage that cannot be trusted or a fault of infrastructure. The report is JSON, the last line of stdout.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from pipeline.errors import ConfigError, PipelineError
+
+DONE, FAILED, WRONG_SETTING, STOPPED, FAULT = range(5)
+BOX = re.compile(r"[╭╮╰╯│─┃━\x1b]+(?:\[[0-9;]*m)?")
+
+J = TypeVar("J")
+Report = dict[str, Any]
+
+
+def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[str] | None = None) -> int:
+    """Parse the flags of a job, run it, print its report. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    for noisy in ("httpx", "botocore", "aiobotocore", "s3fs", "fsspec", "ray"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        report = run(_parse(job, prog, args))
+    except KeyboardInterrupt:
+        return _say("stopped; run the same command again to go on", STOPPED)
+    except Exception as error:
+        return _failed(error)
+    code = int(report.get("exit_code", DONE))
+    sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+    return code
+
+
+def _parse(job: type[J], prog: str, args: Sequence[str] | None) -> J:
+    """Return the job of a command line. Raises ConfigError, in one line, where tyro would draw a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(job, prog=prog, args=args, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff))
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        text = " ".join(BOX.sub(" ", said.getvalue()).split())
+        raise ConfigError(text.removeprefix("Parsing error ") or f"wrong arguments, see {prog} --help") from error
+
+
+def _failed(error: Exception) -> int:
+    """Print one line for an error of ours, however deep Ray has wrapped it; anything else is a defect and is shown whole."""
+    for cause in _causes(error):
+        if isinstance(cause, ConfigError):
+            return _say(str(cause), WRONG_SETTING)
+        if isinstance(cause, PipelineError):
+            return _say(str(cause), FAULT)
+    logging.getLogger(__name__).exception("the job failed")
+    return _say(f"{type(error).__name__}: {error}", FAULT)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            inner = getattr(one, "cause", None)
+            waiting += [one.__cause__, one.__context__, inner if isinstance(inner, BaseException) else None]
+
+
+def _say(text: str, code: int) -> int:
+    line = " ".join(text.split())
+    sys.stderr.write(f"framefold: {line}\n")
+    return code
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and SIGINT set; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: object) -> None:
+        if stop.is_set():
+            os._exit(STOPPED)
+        stop.set()
+        _say(f"{signal.Signals(number).name}: finishing the unit at hand", STOPPED)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def storage_options(text: str) -> dict[str, Any]:
+    """Return the fsspec options of a JSON object. Raises ConfigError, without repeating what may be a secret."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--storage-options must be a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--storage-options must be a JSON object, got a {type(found).__name__}")
+    return found
