@@ -34,10 +34,8 @@ def read_corpus(spec: str, storage_options: Mapping[str, Any] | None = None) -> 
     In a directory or a glob the id is the path below the root without its suffix; files that differ only in the suffix
     keep it. Raises ConfigError for an empty or unreadable corpus, missing columns, and empty, unusable or doubled ids.
     """
-    if spec.lower().endswith(MANIFEST_SUFFIXES):
-        rows = _manifest(spec, storage_options)
-    else:
-        rows = _listing(spec, storage_options)
+    read = _manifest if spec.lower().endswith(MANIFEST_SUFFIXES) else _listing
+    rows = read(spec, storage_options)
     if not rows:
         raise ConfigError(f"{spec}: expected at least one video, found none")
     _check_ids(spec, [row["video_id"] for row in rows])
