@@ -32,12 +32,16 @@ class ClusterConfig:
 
 @contextmanager
 def cluster(config: ClusterConfig) -> Iterator[float]:
-    """Join or start Ray; yields the number of CPUs. A private cluster ends with the block."""
+    """Join or start Ray; yields the number of CPUs. A private cluster ends with the block that started it."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # GPUs stay hidden from actors that asked for none
     import ray
 
+    if ray.is_initialized():
+        yield float(ray.cluster_resources().get("CPU", 1))
+        return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:

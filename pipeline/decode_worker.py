@@ -76,12 +76,12 @@ def _private_stdout() -> BinaryIO:
 
 def _warm_up() -> None:
     """Load the native libraries before memory is limited, so that the limit counts videos only."""
-    import decord  # noqa: F401
     import numpy as np
 
-    from pipeline.decoders import read_clip  # noqa: F401
+    from pipeline.decoders import load_libraries
     from pipeline.pixels import fit_square
 
+    load_libraries()
     fit_square(np.zeros((1, 48, 64, 3), dtype=np.uint8), 32)
 
 

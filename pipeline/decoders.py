@@ -57,6 +57,13 @@ class Probe:
     """Packets that an edit list hides."""
 
 
+def load_libraries() -> None:
+    """Load what reading a clip would load, so that a memory limit set afterwards counts videos only."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+
+
 def read_clip(path: Path, demuxer: str, config: DecodeConfig) -> Clip:
     """Return the sampled frames of a video. Raises VideoError."""
     found = probe(path, demuxer, config)
@@ -134,7 +141,7 @@ def _read_decord(path: Path, found: Probe, config: DecodeConfig) -> Clip:
     """Read by index. Raises VideoError CORRUPT where decord fails or counts other frames than the container holds."""
     import decord
 
-    decord.logging.set_level(decord.logging.QUIET)
+    load_libraries()
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         if len(reader) != found.packets:

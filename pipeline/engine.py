@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, VideoLlavaForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate, SplitPrompt, split_prompt, video_token_id
@@ -157,6 +158,7 @@ class TransformersEngine:
         Raises ConfigError where weights of the projector or the language model are missing: transformers itself would
         fill them with random numbers and only warn.
         """
+        disable_progress_bar()
         model, found = VideoLlavaForConditionalGeneration.from_pretrained(
             path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, output_loading_info=True
         )

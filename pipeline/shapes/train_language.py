@@ -12,16 +12,18 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPVisionModel, VideoLlavaForConditionalGeneration
 
 from pipeline.shapes.model import BOS, build_tokenizer
 from pipeline.shapes.pool import FRAMES, Pool
 from pipeline.shapes.questions import TYPES
-from pipeline.shapes.train_tower import augment, normalise
+from pipeline.shapes.resume import Run
+from pipeline.shapes.train_tower import LOG_EVERY, SAVE_EVERY, augment, normalise
 
 PATCHES_KEPT = ((12, 0.15), (32, 0.4), (64, 0.25), (128, 0.12), (256, 0.08))
 """Patches per frame that a step keeps, with how often."""
@@ -135,20 +137,23 @@ def train_language(
     rate: float,
     seed: int,
     log: Callable[[str], None],
-    checkpoint: Callable[[int], None],
+    state: Path | None = None,
     tokens_per_step: int = 8 * 65 * 20,
 ) -> None:
-    """Train projector and language model in place on the rows of a pool."""
+    """Train projector and language model in place on the rows of a pool, from where `state` left off."""
     device = next(model.parameters()).device
-    parameters = [p for n, p in model.named_parameters() if "tower" not in n]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.06)
-    random = torch.Generator().manual_seed(seed)
+    parts = {
+        "projector": model.model.multi_modal_projector,
+        "language": model.model.language_model,
+        "head": model.lm_head,
+    }
+    run = Run(parts, rate, steps, 0.06, 0.05, state)
     counts = torch.tensor([count for count, _ in PATCHES_KEPT])
     shares = torch.tensor([share for _, share in PATCHES_KEPT])
     right: defaultdict[int, list[float]] = defaultdict(list)
-    began = time.monotonic()
-    for step in range(1, steps + 1):
+    began, first = time.monotonic(), run.step
+    while run.step < steps:
+        random = run.draws(seed)
         kept = int(counts[torch.multinomial(shares, 1, generator=random)])
         clips = max(4, min(24, tokens_per_step // (FRAMES * (kept + 1))))
         clip_B = torch.randint(len(rows), (clips,), generator=random)
@@ -158,19 +163,16 @@ def train_language(
         with torch.autocast(device.type, torch.bfloat16):
             logits = packed_logits(model, visual, packed).float()
         loss = F.cross_entropy(logits.flatten(0, 1), packed.target.flatten(), ignore_index=-100)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
+        run.descend(loss)
         for type_, value in _scores(logits, packed):
             right[type_].append(value)
-        if step % 25 == 0 or step == steps:
+        if run.step % LOG_EVERY == 0 or run.step == steps:
             shown = " ".join(f"{TYPES[t]} {sum(v) / len(v):.2f}" for t, v in sorted(right.items()))
-            log(f"language {step}/{steps} loss {loss.item():.3f} {shown} {(time.monotonic() - began) / step:.2f} s/step")
+            each = (time.monotonic() - began) / (run.step - first)
+            log(f"language {run.step}/{steps} loss {loss.item():.3f} {shown} {each:.2f} s/step")
             right.clear()
-        if step % 200 == 0 or step == steps:
-            checkpoint(step)
+        if run.step % SAVE_EVERY == 0 or run.step == steps:
+            run.save()
 
 
 def _draw(pool: Pool, clips: Sequence[int], random: torch.Generator, device: torch.device) -> Packed:

@@ -9,6 +9,7 @@ Shapes: B frames, N = 256 patches, D = 128, P = joint space.
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPVisionModel
 
 from pipeline.shapes.pool import FRAMES, Pool
+from pipeline.shapes.resume import Run
+
+LOG_EVERY, SAVE_EVERY = 25, 100
+"""Steps between two lines of the log, and between two states on disk."""
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
@@ -49,15 +54,14 @@ def train_tower(
     rate: float,
     seed: int,
     log: Callable[[str], None],
+    state: Path | None = None,
 ) -> None:
-    """Train the three modules in place."""
+    """Train the three modules in place, from where `state` left off if that file is there."""
     device = next(tower.parameters()).device
-    parameters = [*tower.parameters(), *text.parameters(), *heads.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.05)
-    random = torch.Generator().manual_seed(seed)
-    began = time.monotonic()
-    for step in range(1, steps + 1):
+    run = Run({"tower": tower, "text": text, "heads": heads}, rate, steps, 0.05, 0.02, state)
+    began, first = time.monotonic(), run.step
+    while run.step < steps:
+        random = run.draws(seed)
         clip_B = torch.randint(len(pool.frames), (batch_frames,), generator=random)
         frame_B = torch.randint(FRAMES, (batch_frames,), generator=random)
         pixels = augment(normalise(pool.frames[clip_B, frame_B]), random).to(device)
@@ -68,14 +72,13 @@ def train_tower(
             words_BL = pool.captions[clip_B, frame_B].to(device)
             losses["match"], right = _contrast(heads, seen.pooler_output, text, words_BL)
         loss = losses["kind"] + losses["centre"] + 0.3 * losses["match"]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 25 == 0 or step == steps:
-            shown = " ".join(f"{name} {float(value):.3f}" for name, value in losses.items())
-            log(f"tower {step}/{steps} {shown} right {float(right):.2f} {(time.monotonic() - began) / step:.2f} s/step")
+        run.descend(loss)
+        if run.step % LOG_EVERY == 0 or run.step == steps:
+            shown = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
+            each = (time.monotonic() - began) / (run.step - first)
+            log(f"tower {run.step}/{steps} {shown} right {float(right):.2f} {each:.2f} s/step")
+        if run.step % SAVE_EVERY == 0 or run.step == steps:
+            run.save()
 
 
 def augment(pixels: Tensor, random: torch.Generator) -> Tensor:

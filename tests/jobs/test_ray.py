@@ -1,0 +1,189 @@
+"""The jobs on a real Ray: submitted to a head, killed in the middle, run twice at once; videos on disk and on S3."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from pipeline.filesystem import open_root
+from pipeline.store import TokenStore
+from pipeline.verify import verify
+from tests.models import tiny_checkpoint
+
+ROOT = Path(__file__).parents[2]
+VIDEOS = ROOT / "tests" / "videos"
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_checkpoint(tmp_path_factory.mktemp("ray") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def ray_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A short path: Ray's sockets live below it, and their names are limited to 107 bytes."""
+    folder = Path("/tmp") / f"ff{os.getpid()}"
+    folder.mkdir(exist_ok=True)
+    return str(folder)
+
+
+def environment(ray_folder: str) -> dict[str, str]:
+    found = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**found, "PYTHONPATH": paths, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+
+
+def start(ray_folder: str, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *args],
+        cwd=ROOT,
+        env=environment(ray_folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(job: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = job.communicate(timeout=300)
+    assert out, err
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def clips(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"v{number:02}.mp4").write_bytes((VIDEOS / "testsrc2.mp4").read_bytes())
+    return folder
+
+
+def test_bad_and_good_videos_on_s3_go_through_ray_to_a_store_on_s3(
+    bucket: tuple[str, dict[str, Any]], model: str, ray_folder: str
+) -> None:
+    """Bytes come and go through fsspec; answers land on S3 as well; the second run encodes nothing."""
+    url, options = bucket
+    fs = fsspec.filesystem("s3", **options)
+    for name in ("unordered.mov", "av1_video.mkv", "testsrc2_mpeg4.mp4"):
+        fs.put(str(VIDEOS / name), f"{url}/videos/{name}")
+    fs.pipe(f"{url}/videos/broken.mp4", b"#EXTM3U\nhttp://127.0.0.1:1/\n")
+    fs.pipe(f"{url}/q.jsonl", b'{"video_id": "unordered", "question": "what is it"}\n{"video_id": "x", "question": "who"}\n')
+    shared = ["--store", f"{url}/store", "--model", model, "--storage-options", json.dumps(options)]
+    encode = ["encode", f"{url}/videos", *shared, "--reducer", "spatial(k=4)", "--max-failed", "1", "--videos-per-unit", "2"]
+    told = finished(start(ray_folder, *encode))
+    assert (told["exit_code"], told["committed"], told["left"]) == (0, 3, 0)
+    assert told["failed_by_class"] == {"FORBIDDEN_PROTOCOL": 1}
+    assert verify(*open_root(f"{url}/store", options)).as_dict()["ok"]
+    told = finished(start(ray_folder, "answer", f"{url}/q.jsonl", *shared, "--out", f"{url}/out"))
+    assert told["statuses"] == {"missing_video": 1, "ok": 1}
+    assert len(fs.cat_file(f"{url}/out/answers.jsonl").splitlines()) == 2
+    assert finished(start(ray_folder, *encode))["this_run"].keys() == {"seconds"}
+
+
+def test_a_driver_killed_in_the_middle_loses_nothing_and_doubles_nothing(tmp_path: Path, model: str, ray_folder: str) -> None:
+    """kill -9 of the driver and all its workers after the first commit; the same command again completes the store."""
+    folder, store = clips(tmp_path / "clips", 24), tmp_path / "store"
+    args = ["encode", str(folder), "--store", str(store), "--model", model, "--reducer", "spatial(k=4)"]
+    args += ["--videos-per-unit", "2", "--batch-clips", "1"]
+    job = start(ray_folder, *args)
+    deadline = time.monotonic() + 200
+    while not list(store.rglob("index/*/*.parquet")) and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)  # until the first unit is committed
+    os.killpg(job.pid, signal.SIGKILL)
+    job.communicate()
+    killed = TokenStore.open(str(store))
+    assert 0 < len(killed.ids()) < 24
+    assert not verify(*open_root(str(store))).problems
+    told = finished(start(ray_folder, *args))
+    assert (told["committed"], told["left"], told["exit_code"]) == (24, 0, 0)
+    assert 0 < told["this_run"]["committed"] <= 24 - len(killed.ids())
+    report = verify(*open_root(str(store)))
+    assert (report.problems, report.entries) == ([], 24)
+
+
+def test_two_runs_of_the_same_job_at_once_commit_each_video_once(tmp_path: Path, model: str, ray_folder: str) -> None:
+    """A double submit costs time, never an entry."""
+    folder, store = clips(tmp_path / "clips", 8), str(tmp_path / "store")
+    args = ["encode", str(folder), "--store", store, "--model", model, "--reducer", "spatial(k=4)", "--videos-per-unit", "2"]
+    told = [finished(job) for job in [start(ray_folder, *args), start(ray_folder, *args)]]
+    assert [one["committed"] for one in told] == [8, 8]
+    assert TokenStore.open(store).ids() == [f"v{number:02}" for number in range(8)]
+    report = verify(*open_root(store))
+    assert (report.problems, report.entries) == ([], 8)
+    committed = sum(one["this_run"].get("committed", 0) for one in told)
+    assert committed >= 8
+
+
+@pytest.fixture(scope="module")
+def head(ray_folder: str) -> Iterator[str]:
+    """A Ray head with its job server on private ports; yields the address for `ray job submit`."""
+    ports = [free_port() for _ in range(3)]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
+    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
+    command += ["--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={ray_folder}/head"]
+    command += ["--disable-usage-stats"]
+    with (Path(ray_folder) / "head.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment(ray_folder), stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(ports[1])
+        yield f"http://127.0.0.1:{ports[1]}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+def test_a_submitted_job_encodes_and_a_second_submit_is_refused(
+    head: str, tmp_path: Path, model: str, ray_folder: str
+) -> None:
+    """`ray job submit -- python -m jobs.encode` to a head with two CPUs, then jobs.answer, and the report comes back."""
+    store, out = tmp_path / "store", tmp_path / "out"
+    encode = ["jobs.encode", f"{VIDEOS}/*.mov", "--store", str(store), "--model", model, "--reducer", "none"]
+    ran = submit(head, ray_folder, "encode-1", *encode)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert '"committed": 2' in ran.stdout
+    again = submit(head, ray_folder, "encode-1", *encode)
+    assert again.returncode != 0
+    assert TokenStore.open(str(store)).ids() == ["unordered", "video_90"]
+    questions = tmp_path / "q.csv"
+    questions.write_text("video_id,question\nvideo_90,what is it\nunordered,what is it\n")
+    answer = ["jobs.answer", str(questions), "--store", str(store), "--out", str(out), "--model", model]
+    ran = submit(head, ray_folder, "answer-1", *answer)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert '"statuses": {"ok": 2}' in ran.stdout
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 2
+
+
+def submit(head: str, ray_folder: str, name: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", head, "--submission-id", name]
+    command += ["--working-dir", str(ROOT), "--", sys.executable, "-m", *args]
+    return subprocess.run(command, env=environment(ray_folder), capture_output=True, text=True, check=False, timeout=400)
