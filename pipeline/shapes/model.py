@@ -1,7 +1,7 @@
 """The small Video-LLaVA of the transformers classes, its word tokeniser and its CLIP-like text tower.
 
-Geometry: frames of 64 px in patches of 4 px, so 16 x 16 patches and CLS per frame as in the real model, and 8 x 257 = 2056
-visual tokens per video. The tower is 5 blocks of width 128, the language model 4 blocks of width 192.
+Geometry: frames of 64 px in patches of 8 px, so 8 x 8 patches and CLS per frame, a quarter of the real model's, and
+8 x 65 = 520 visual tokens per video. The tower is 5 blocks of width 128, the language model 4 blocks of width 192.
 """
 
 import copy
@@ -22,7 +22,7 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
-from pipeline.shapes.world import COLOURS, SHAPES, SIDE_PX
+from pipeline.shapes.world import COLOURS, PATCHES, SHAPES, SIDE_PX
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>")
 PAD, BOS, EOS, UNKNOWN, IMAGE, VIDEO = range(len(SPECIAL))
@@ -68,7 +68,7 @@ def build_model() -> VideoLlavaForConditionalGeneration:
         num_hidden_layers=5,
         num_attention_heads=2,
         image_size=SIDE_PX,
-        patch_size=4,
+        patch_size=SIDE_PX // PATCHES,
         projection_dim=PROJECTION,
     )
     text = LlamaConfig(
@@ -91,8 +91,8 @@ def build_model() -> VideoLlavaForConditionalGeneration:
         video_token_index=VIDEO,
         image_token_id=IMAGE,
         video_token_id=VIDEO,
-        image_seq_length=256,
-        video_seq_length=2056,
+        image_seq_length=PATCHES**2,
+        video_seq_length=8 * (PATCHES**2 + 1),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         pad_token_id=PAD,
@@ -102,7 +102,7 @@ def build_model() -> VideoLlavaForConditionalGeneration:
     )
     model = VideoLlavaForConditionalGeneration(config)
     with torch.no_grad():
-        model.model.video_tower.embeddings.position_embedding.weight[1:] = _sines(16, 128)
+        model.model.video_tower.embeddings.position_embedding.weight[1:] = _sines(PATCHES, 128)
     return model
 
 

@@ -1,6 +1,6 @@
 """Training data in memory: rendered clips, what their patches show, and their questions as token ids.
 
-Shapes: C clips, F = 8 frames, S = 64 px, N = 256 patches, O = 3 things at most.
+Shapes: C clips, F = 8 frames, S = 64 px, N = 64 patches, O = 3 things at most.
 """
 
 from collections.abc import Sequence

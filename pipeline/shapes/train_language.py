@@ -2,7 +2,7 @@
 
 All questions of a clip are packed behind its visual tokens; each sees the prefix and itself, and its positions go on where
 the prefix ends, which is exactly how the engine shares a prefix at inference. Most steps keep a random part of each
-frame's patches, with more weight on those that show something, and blur a few into others: cheaper by far than 2056
+frame's patches, with more weight on those that show something, and blur a few into others: cheaper than all 520
 tokens, and the model learns to read clips that were reduced. Some steps keep them all.
 
 Shapes: B clips, F frames, N patches, V visual tokens, Q questions, T positions, D tower width, H hidden width.
@@ -24,10 +24,13 @@ from pipeline.shapes.pool import FRAMES, Pool
 from pipeline.shapes.questions import TYPES
 from pipeline.shapes.resume import Run
 from pipeline.shapes.train_tower import LOG_EVERY, SAVE_EVERY, augment, normalise
+from pipeline.shapes.world import PATCHES
 
-PATCHES_KEPT = ((12, 0.15), (32, 0.4), (64, 0.25), (128, 0.12), (256, 0.08))
+ALL = PATCHES**2
+"""Patches of a frame."""
+PATCHES_KEPT = ((6, 0.1), (12, 0.25), (24, 0.25), (40, 0.15), (ALL, 0.25))
 """Patches per frame that a step keeps, with how often."""
-WEIGHTS = {0: 2.0, 1: 1.5, 2: 4.0, 3: 1.0, 4: 0.7, 5: 0.7, 6: 1.5, 7: 1.5}
+WEIGHTS = {0: 1.5, 1: 1.2, 2: 3.0, 3: 0.8, 4: 1.0, 5: 1.0, 6: 1.2, 7: 1.5}
 """How likely a question of a type is drawn, beside the others of its clip."""
 QUESTIONS = 12
 """Q drawn per clip and step."""
@@ -108,13 +111,13 @@ def tower_rows(tower: CLIPVisionModel, pool: Pool, seed: int, chunk: int = 256) 
 
 def drop(rows_BFTD: Tensor, owner_BFN: Tensor, kept: int, random: torch.Generator) -> Tensor:
     """Return visual tokens (B, V, D): CLS and `kept` patches of each frame, in raster order, some of them blurred."""
-    favour = float(torch.rand((), generator=random)) * 1.5
+    favour = 0.3 + float(torch.rand((), generator=random)) * 1.5
     score = torch.rand(owner_BFN.shape, generator=random) + favour * (owner_BFN > 0)
     chosen = score.topk(kept, dim=-1).indices.sort(-1).values + 1
     if float(torch.rand((), generator=random)) < 0.75:
         chosen = F.pad(chosen, (1, 0))
     tokens = rows_BFTD.gather(2, chosen[..., None].expand(-1, -1, -1, rows_BFTD.shape[-1])).flatten(1, 2)
-    if kept < 256 and float(torch.rand((), generator=random)) < 0.5:
+    if kept < ALL and float(torch.rand((), generator=random)) < 0.5:
         tokens = _blur(tokens, random)
     return tokens
 
@@ -138,7 +141,7 @@ def train_language(
     seed: int,
     log: Callable[[str], None],
     state: Path | None = None,
-    tokens_per_step: int = 8 * 65 * 20,
+    tokens_per_step: int = 8 * 65 * 24,
 ) -> None:
     """Train projector and language model in place on the rows of a pool, from where `state` left off."""
     device = next(model.parameters()).device
@@ -155,7 +158,7 @@ def train_language(
     while run.step < steps:
         random = run.draws(seed)
         kept = int(counts[torch.multinomial(shares, 1, generator=random)])
-        clips = max(4, min(24, tokens_per_step // (FRAMES * (kept + 1))))
+        clips = max(4, min(32, tokens_per_step // (FRAMES * (kept + 1))))
         clip_B = torch.randint(len(rows), (clips,), generator=random)
         visual = drop(rows[clip_B], pool.owners[clip_B], kept, random).to(device)
         visual = visual + 0.05 * torch.randn(visual.shape, generator=random).to(device, visual.dtype)
@@ -201,7 +204,7 @@ def _scores(logits_BTW: Tensor, packed: Packed) -> Iterator[tuple[int, float]]:
 
 @torch.inference_mode()
 def held_out_accuracy(
-    model: VideoLlavaForConditionalGeneration, rows: Tensor, pool: Pool, kept: int = 256
+    model: VideoLlavaForConditionalGeneration, rows: Tensor, pool: Pool, kept: int = ALL
 ) -> dict[str, float]:
     """Return exact match per type over all questions of a pool. Judging by forcing the truth equals greedy decoding."""
     device = next(model.parameters()).device
@@ -209,7 +212,7 @@ def held_out_accuracy(
     right: defaultdict[str, list[float]] = defaultdict(list)
     for clip in range(len(rows)):
         one = torch.tensor([clip])
-        visual = rows[one].flatten(1, 2) if kept == 256 else drop(rows[one], pool.owners[one], kept, random)
+        visual = rows[one].flatten(1, 2) if kept == ALL else drop(rows[one], pool.owners[one], kept, random)
         packed = pack([pool.asked[clip]])
         packed = Packed(**{name: value.to(device) for name, value in vars(packed).items()})
         with torch.autocast(device.type, torch.bfloat16):

@@ -4,7 +4,7 @@ Linear heads on the selected layer's patch rows predict, from exact masks, colou
 and where its centre is; the CLS row of the last layer is pulled to its caption (CLIP's symmetric loss, equal captions
 share the target). Dense labels make patch rows local, which the contrastive loss alone does not.
 
-Shapes: B frames, N = 256 patches, D = 128, P = joint space.
+Shapes: B frames, N = 64 patches, D = 128, P = joint space.
 """
 
 import time

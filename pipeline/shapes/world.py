@@ -4,7 +4,7 @@ A scene is one to three flat shapes over a textured, noisy background. Each stan
 directions; in a quarter of the scenes one of them appears or disappears half-way. Lengths are given in px of a 64 px frame
 and scale with the side that is asked for. Everything follows from a seed.
 
-Shapes: F frames, O objects, S side in px, G = 16 patches per side, N = G*G.
+Shapes: F frames, O objects, S side in px, G = 8 patches per side, N = G*G.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 SIDE_PX = 64
 """Side of the frame that all lengths refer to."""
-PATCHES = 16
+PATCHES = 8
 """G: patches per side of the bundled model's tower."""
 
 COLOURS = {
@@ -136,15 +136,15 @@ def render(
 def patch_owners(scene: Scene, times: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
     """Return (F, N): which thing of the scene each patch shows, from 1; 0 background, -1 where it is neither.
 
-    A patch shows the last drawn thing that covers two fifths of it; with less than a tenth covered it is background.
+    A patch shows the last drawn thing that covers a fifth of it; with less than a twentieth covered it is background.
     """
     owners = np.zeros((len(times), PATCHES * PATCHES), dtype=np.int8)
     for number, thing in enumerate(scene.things, start=1):
         cell = SIDE_PX // PATCHES
         cover = _cover(thing, times, SIDE_PX).reshape(len(times), PATCHES, cell, PATCHES, cell)
         share = cover.mean(axis=(2, 4)).reshape(len(times), -1)
-        owners[(share >= 0.1) & (share < 0.4)] = -1
-        owners[share >= 0.4] = number
+        owners[(share >= 0.05) & (share < 0.2)] = -1
+        owners[share >= 0.2] = number
     return owners
 
 

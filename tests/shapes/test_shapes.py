@@ -48,8 +48,8 @@ def test_pixels_show_what_the_scene_says(seed: int) -> None:
     """Where a mask says a patch shows a thing, the patch has its colour; each thing moves as it should."""
     scene = draw_scene(seed)
     frames = render(scene, TIMES).astype(int)
-    owners = patch_owners(scene, TIMES).reshape(8, 16, 16)
-    patches = frames.reshape(8, 16, 4, 16, 4, 3).mean((2, 4))
+    owners = patch_owners(scene, TIMES).reshape(8, 8, 8)
+    patches = frames.reshape(8, 8, 8, 8, 8, 3).mean((2, 4))
     for number, one in enumerate(scene.things, start=1):
         shown = owners == number
         assert shown.any()
@@ -151,7 +151,7 @@ def _train(pool, folder: Path, stops: tuple[int, ...]) -> list[float]:
 
         resume.Run.descend = until  # type: ignore[method-assign]
         options = {"steps": 4, "rate": 1e-3, "seed": 0, "log": lambda _: None}
-        rows = torch.randn(4, 8, 257, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+        rows = torch.randn(4, 8, 65, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
         try:
             for job in (
                 lambda m=model, t=text, h=heads, o=options: train_tower(

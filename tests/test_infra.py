@@ -1,0 +1,81 @@
+"""Manifests say what is true: versions of the lock file, flags of the command line, GPUs that fit the pools."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+import yaml
+
+from jobs.answer import AnswerJob
+from jobs.encode import EncodeJob
+
+ROOT = Path(__file__).parents[1]
+INFRA = ROOT / "infra"
+JOBS = {"encode": EncodeJob, "answer": AnswerJob}
+LOCKED = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
+VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+MANIFESTS = sorted((INFRA / "kuberay").glob("*.yaml"))
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every framefold command in a file, as words; shell continuations are joined."""
+    joined = text.replace("\\\n", " ")
+    found = re.findall(r"(?:framefold |python -m jobs\.)((?:encode|answer)\s[^#`]+?)(?:\n\s*\n|\n {2,4}\w+:|\Z)", joined)
+    return [shlex.split(" ".join(command.split())) for command in found]
+
+
+def parse(words: list[str]) -> Any:
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    return tyro.cli(JOBS[words[0]], args=words[1:], config=config)
+
+
+@pytest.mark.parametrize("path", [*MANIFESTS, INFRA / "README.md"], ids=lambda p: p.name)
+def test_every_command_in_infra_parses(path: Path) -> None:
+    """A flag that was renamed cannot stay behind in a manifest."""
+    found = commands(path.read_text())
+    assert found
+    for words in found:
+        assert parse(words).store.startswith("s3://")
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.name)
+def test_manifests_are_valid_yaml_and_name_the_image_of_this_version(path: Path) -> None:
+    """The tag is the project's version."""
+    assert VERSION is not None
+    manifest = yaml.safe_load(path.read_text())
+    assert manifest["kind"] in ("RayJob", "CronJob")
+    images = set(re.findall(r"image: (\S+)", path.read_text()))
+    assert images == {f"framefold:{VERSION.group(1)}"}
+
+
+def test_ray_versions_equal_the_lock_file() -> None:
+    """Driver and cluster must match to the patch version."""
+    for path in (INFRA / "Dockerfile", INFRA / "README.md", *MANIFESTS):
+        text = path.read_text()
+        found = re.findall(r'rayproject/ray:([\d.]+)-|rayVersion: "([\d.]+)"|Ray ([\d]+\.[\d]+\.[\d]+)', text)
+        assert {version for group in found for version in group if version} <= {LOCKED["ray"]}, path.name
+    assert LOCKED["ray"] in (INFRA / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", ["encode", "answer"])
+def test_the_gpus_of_a_manifest_are_those_its_flags_ask_for(name: str) -> None:
+    """Replicas times GPUs equals actors times GPUs per actor; CPUs suffice for the decoders."""
+    text = (INFRA / "kuberay" / f"{name}-rayjob.yaml").read_text()
+    spec = yaml.safe_load(text)["spec"]
+    job = parse(shlex.split(spec["entrypoint"])[1:])
+    group = spec["rayClusterSpec"]["workerGroupSpecs"][0]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    asked = job.encoders * job.gpus_per_encoder if name == "encode" else job.engines * job.gpus_per_engine
+    assert group["replicas"] * int(limits["nvidia.com/gpu"]) == asked
+    actors = job.decoders + job.encoders + 1 if name == "encode" else job.engines + 1
+    assert group["replicas"] * int(limits["cpu"]) >= actors
+
+
+def test_the_image_installs_from_the_lock_file() -> None:
+    """And copies every package that the distribution has."""
+    text = (INFRA / "Dockerfile").read_text()
+    assert "-c requirements.lock" in text
+    assert all(f"COPY --chown=ray:users {name} {name}" in text for name in ("reducers", "pipeline", "jobs"))
