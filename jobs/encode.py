@@ -18,7 +18,7 @@ from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, s
 from jobs.progress import Progress
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig
-from pipeline.encode import Encode, EncodeConfig, encode_spec, parse_reducer
+from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec, parse_reducer
 from pipeline.errors import VIDEO_CODES, ConfigError
 from pipeline.local import encode_units
 from pipeline.store import Commit, TokenStore
@@ -73,8 +73,9 @@ def run(job: EncodeJob) -> Report:
     from pipeline.checkpoint import Checkpoint
 
     parse_reducer(job.encode.reducer)
-    corpus = read_corpus(job.corpus, job.options)
     checkpoint = Checkpoint.open(job.encode.model, job.encode.revision)
+    check_reducer(job.encode.reducer, job.decode.frames, checkpoint)
+    corpus = read_corpus(job.corpus, job.options)
     config = _placed(job)
     spec = encode_spec(config, job.decode, checkpoint)
     store = TokenStore.create(job.store, spec, job.options)

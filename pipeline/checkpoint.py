@@ -35,6 +35,17 @@ class Preprocessing:
     std: tuple[float, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TowerShape:
+    """Geometry of the video tower."""
+
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+    width: int
+    """D, of a patch row."""
+    heads: int
+
+
 class Checkpoint:
     """A checked Video-LLaVA directory. Build it with `open`."""
 
@@ -83,6 +94,12 @@ class Checkpoint:
             mean=tuple(given.get("image_mean", CLIP_MEAN)),
             std=tuple(given.get("image_std", CLIP_STD)),
         )
+
+    def tower_shape(self) -> TowerShape:
+        """Return grid, width and heads of the video tower."""
+        config = CLIPVisionConfig(**self.vision_config)
+        side = config.image_size // config.patch_size
+        return TowerShape(grid=(side, side), width=config.hidden_size, heads=config.num_attention_heads)
 
     def load_tower(self) -> CLIPVisionModel:
         """Return the video tower with its weights, in their stored dtype. Raises ConfigError where some are missing."""

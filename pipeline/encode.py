@@ -76,6 +76,25 @@ def parse_reducer(spec: str) -> "Reducer":
     return reducer
 
 
+def check_reducer(spec: str, frames: int, checkpoint: "Checkpoint") -> None:
+    """Raise ConfigError if a reducer cannot work on clips of this tower, before any video is read: it is tried on zeros."""
+    import torch
+
+    from reducers.base import ReducerError, VisualTokens
+
+    reducer, shape = parse_reducer(spec), checkpoint.tower_shape()
+    patches, width = shape.grid[0] * shape.grid[1], shape.width
+    captures = {}
+    for need in reducer.needs:
+        widths = {"concat": width, "mean": width // shape.heads}
+        captures[need] = torch.zeros(frames, patches, *([widths[need.heads]] if need.kind == "keys" else []))
+    rows = {"features": torch.zeros(frames, patches, width), "cls": torch.zeros(frames, width)}
+    try:
+        reducer.reduce(VisualTokens(**rows, grid=shape.grid, clip_ptr=torch.tensor([0, frames]), captures=captures))
+    except ReducerError as error:
+        raise ConfigError(f"{spec} cannot work on {frames} frames of {patches} patches: {error}") from error
+
+
 def encode_spec(config: EncodeConfig, decode: DecodeConfig, checkpoint: "Checkpoint") -> dict[str, Any]:
     """Return all that stored tokens depend on and nothing else: no path, no device, no batch size."""
     from reducers.base import describe

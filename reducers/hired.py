@@ -80,11 +80,11 @@ def best_attended(score_FN: Tensor, budget_F: Tensor, spatial_tokens: int = 0) -
 
 
 def _even_budgets(tokens: VisualTokens, rate: float) -> Tensor:
-    """Share int(F * N * rate) of each clip over its frames (F,), the first ones taking what is left."""
+    """Share int(F * N * rate), at least one, of each clip over its frames (F,), the first ones taking what is left."""
     clip_F, number_F = frames_in_clip(tokens.clip_ptr)
     frames_V = (tokens.clip_ptr[1:] - tokens.clip_ptr[:-1]).tolist()
     patches = tokens.features.shape[1]
-    totals_V = [share_to_count(frames * patches, rate) for frames in frames_V]
+    totals_V = [max(1, share_to_count(frames * patches, rate)) for frames in frames_V]
     total_F = torch.tensor(totals_V, device=clip_F.device)[clip_F]
     frames_F = torch.tensor(frames_V, device=clip_F.device)[clip_F]
     return total_F // frames_F + (number_F < total_F % frames_F)

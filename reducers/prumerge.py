@@ -143,7 +143,7 @@ class PruMerge:
             order_RM, count_R = with_grid(rank_RM, valid_RM, count_R, c)
         else:
             order_RM = rank_RM.argsort(dim=1)
-            count_R = count_R if c.residual else count_R.clamp(min=1)
+        count_R = count_R if c.residual else count_R.clamp(min=1)
         chosen_RK = order_RM[:, : int(count_R.max())]
         kept_RK = torch.arange(chosen_RK.shape[1], device=a_RM.device) < count_R[:, None]
         if c.order == "spatial":

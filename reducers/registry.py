@@ -7,8 +7,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reducers.base import Reducer, ReducerError, ReducerSpecError
 from reducers.grids import Sequential, SequentialConfig, Spatial, SpatialConfig
+from reducers.hired import HiRed, HiRedConfig
 from reducers.none import NoneConfig, NoReduction
 from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.visionzip import VisionZip, VisionZipConfig
 
 METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
     "none": (NoneConfig, NoReduction),
@@ -16,6 +18,8 @@ METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
     "spatial": (SpatialConfig, Spatial),
     "prumerge": (PruMergeConfig, PruMerge),
     "prumerge+": (PruMergeConfig, PruMergePlus),
+    "visionzip": (VisionZipConfig, VisionZip),
+    "hired": (HiRedConfig, HiRed),
 }
 """Name to config class and reducer class. Any: each method has its own config."""
 

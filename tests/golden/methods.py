@@ -98,8 +98,8 @@ def visionzip(case: Case) -> Outputs:
     """VisionZip from hidden rows, the CLS query and keys of the block that produced them."""
     p, heads = case.params, case.params["num_heads"]
     scores = cls_attention(case.inputs["q_cls"], case.inputs["k"], heads, "sum")
-    metric = mean_over_heads(case.inputs["k"][:, 1:], heads)
-    tokens = _tokens(case.inputs["hidden"], {VisionZip.attention: scores, VisionZip.keys: metric}, "frame")
+    metric = mean_over_heads(case.inputs["k"], heads)
+    tokens = _tokens(case.inputs["hidden"], {VisionZip.attention: scores, VisionZip.keys: metric[:, 1:]}, "frame")
     config = VisionZipConfig(
         dominant=p["dominant"],
         contextual=p["contextual"],

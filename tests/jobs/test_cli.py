@@ -75,6 +75,8 @@ WRONG = {
         ["encode", "{videos}", "--store", "{out}", "--model", "{model}", "--reducer", "spatial(q=1)"], ["unknown parameter"]),
     "a wrong value": (
         ["encode", "{videos}", "--store", "{out}", "--model", "{model}", "--reducer", "prumerge+(ratio=0)"], ["ratio"]),
+    "a budget above the grid": (
+        ["encode", "{videos}", "--store", "{out}", "--model", "{model}", "--reducer", "spatial(rows=9,cols=9)"], ["crossings"]),
     "no such model": (["encode", "{videos}", "--store", "{out}", "--model", "./none"], ["./none"]),
     "another model": (["encode", "{videos}", "--store", "{out}", "--model", "{llama}"], ["video_llava", "llama"]),
     "no such corpus": (["encode", "/no/such/folder", "--store", "{out}", "--model", "{model}"], ["/no/such/folder"]),
