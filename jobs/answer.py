@@ -19,7 +19,7 @@ import tyro
 from jobs.cluster import ClusterConfig, check_gpus, cluster, share, through
 from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
-from pipeline.answer import Answer, AnswerConfig, answer_spec
+from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower
 from pipeline.answers import AnswerStore, CommitAnswers, units
 from pipeline.datasets import join_videos, read_aliases, read_questions
 from pipeline.errors import ConfigError
@@ -77,6 +77,7 @@ def run(job: AnswerJob) -> Report:
     store = TokenStore.open(job.store, job.fingerprint, job.options)
     asked = _asked(job, store)
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
+    check_tower(store.spec, checkpoint)
     config = _placed(job)
     spec = answer_spec(config, checkpoint, store.fingerprint)
     answers = AnswerStore.create(job.out, spec, job.options)

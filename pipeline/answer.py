@@ -81,6 +81,16 @@ def answer_spec(config: AnswerConfig, checkpoint: "Checkpoint", encode_fingerpri
     }
 
 
+def check_tower(spec: Mapping[str, Any], checkpoint: "Checkpoint") -> None:
+    """Raise ConfigError if a store was encoded with another tower than the model's: its tokens would mean nothing to it."""
+    stored, own = spec.get("tower", {}).get("weights_sha256"), checkpoint.tower_digest()
+    if stored != own:
+        raise ConfigError(
+            f"the store was encoded with a tower of SHA-256 {str(stored)[:12]}, the tower of {checkpoint.path} has {own[:12]}: "
+            "answer with the model that encoded, or encode with this one"
+        )
+
+
 def llm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in config.json that answers depend on: the language model's own, projector and token ids."""
     noise = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}

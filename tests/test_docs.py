@@ -1,0 +1,73 @@
+"""What the documents say is what the code does: commands parse, links exist, tables name what is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from jobs.answer import AnswerJob
+from jobs.cli import COMMANDS
+from jobs.encode import EncodeJob
+from jobs.evaluate import EvaluateJob
+from jobs.train import TrainJob
+from pipeline.engine import STATUSES
+from pipeline.errors import VIDEO_CODES
+from reducers.registry import names, parse
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "docs/architecture.md", "infra/README.md")]
+JOBS = {"encode": EncodeJob, "answer": AnswerJob, "evaluate": EvaluateJob, "train": TrainJob}
+
+
+def commands() -> list[list[str]]:
+    """Every command of an indented block, as words."""
+    lines = README.replace("\\\n", " ").splitlines()
+    pattern = re.compile(r"^    .*?(?:framefold|python -m jobs\.)\s*((?:encode|answer|evaluate|train)\s.+)$")
+    found = map(pattern.search, lines)
+    return [shlex.split(match.group(1)) for match in found if match]
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])
+def test_every_command_in_the_readme_parses(words: list[str]) -> None:
+    """Flags cannot be renamed behind its back."""
+    assert tyro.cli(JOBS[words[0]], args=words[1:], config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff))
+
+
+def test_the_readme_names_every_command_reducer_class_and_status() -> None:
+    """And nothing that is not there."""
+    assert set(re.findall(r"`framefold (\w+)", README)) | {"demo"} == set(COMMANDS)
+    assert set(re.findall(r"`([A-Z_]{5,})`", README)) & VIDEO_CODES == VIDEO_CODES
+    specs = re.findall(r"`((?:none|prumerge\+?|visionzip|hired|spatial|sequential)(?:\([^)]*\))?)`", README)
+    assert {parse(spec).name for spec in specs} == set(names())
+    assert all(f"`{status}`" in README for status in STATUSES)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_lead_somewhere(path: Path) -> None:
+    """Every relative link, and every path of this repository in back quotes."""
+    text = path.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    named = re.findall(r"`((?:reducers|pipeline|jobs|tests|docs|benchmarks|infra)/[\w./]*)`", text)
+    for link in links:
+        assert (path.parent / link).exists(), link
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_token_counts_in_the_readme_are_what_the_reducers_give() -> None:
+    """The table of reducers, on eight frames of 256 patches."""
+    from tests.reducers.test_invariants import tokens
+
+    batch = tokens(0, (8,), grid=(16, 16))
+    for spec, count in re.findall(r"^\| `([^`]+)`[^|]*\| (\d+)", README, re.MULTILINE):
+        assert len(parse(spec).reduce(batch).features) == int(count), spec
+
+
+def test_the_readme_shows_the_output_of_a_real_demo() -> None:
+    """Its table has the columns that the demo prints, and accuracies."""
+    shown = README.split("<!-- demo output: begin -->")[1].split("<!-- demo output: end -->")[0]
+    assert re.search(r"reducer +tokens per video +bytes per video +accuracy", shown)
+    assert len(re.findall(r"0\.\d{3} to \d\.\d{3}", shown)) >= 3
