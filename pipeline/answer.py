@@ -83,7 +83,8 @@ def answer_spec(config: AnswerConfig, checkpoint: "Checkpoint", encode_fingerpri
 
 def check_tower(spec: Mapping[str, Any], checkpoint: "Checkpoint") -> None:
     """Raise ConfigError if a store was encoded with another tower than the model's: its tokens would mean nothing to it."""
-    stored, own = spec.get("tower", {}).get("weights_sha256"), checkpoint.tower_digest()
+    tower = spec.get("tower")
+    stored, own = tower.get("weights_sha256") if isinstance(tower, dict) else tower, checkpoint.tower_digest()
     if stored != own:
         raise ConfigError(
             f"the store was encoded with a tower of SHA-256 {str(stored)[:12]}, the tower of {checkpoint.path} has {own[:12]}: "

@@ -130,9 +130,21 @@ class Reducer(Protocol):
         """The dataclass of all parameters. Any: every method has its own."""
         ...
 
+    def fingerprint(self) -> str:
+        """Return what tells this reducer from every other: canonical JSON of `describe`."""
+        ...
+
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
         """Reduce the frames of all clips."""
         ...
+
+
+class Fingerprinted:
+    """Gives every reducer its `fingerprint`."""
+
+    def fingerprint(self: Reducer) -> str:
+        """Return canonical JSON of name, version and all parameters."""
+        return json.dumps(describe(self), sort_keys=True, separators=(",", ":"))
 
 
 def describe(reducer: Reducer) -> dict[str, Any]:
@@ -141,11 +153,6 @@ def describe(reducer: Reducer) -> dict[str, Any]:
     if not is_dataclass(config) or isinstance(config, type):
         raise ReducerError(f"expected the config of {reducer.name} to be a dataclass, got {config!r}")
     return {"name": reducer.name, "version": reducer.version, "params": asdict(config)}
-
-
-def fingerprint(reducer: Reducer) -> str:
-    """Return canonical JSON of `describe`."""
-    return json.dumps(describe(reducer), sort_keys=True, separators=(",", ":"))
 
 
 def check_finite(tokens: VisualTokens, *, captures: bool = True) -> None:

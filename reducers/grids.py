@@ -11,6 +11,7 @@ from reducers.base import (
     KEPT,
     BudgetError,
     Capture,
+    Fingerprinted,
     ReducedTokens,
     Slots,
     TextQuery,
@@ -81,7 +82,7 @@ class SequentialConfig:
 
 
 @dataclass(frozen=True)
-class Sequential:
+class Sequential(Fingerprinted):
     """Keeps the first k patches of each frame in raster order. An ablation floor."""
 
     config: SequentialConfig
@@ -121,7 +122,7 @@ class SpatialConfig:
 
 
 @dataclass(frozen=True)
-class Spatial:
+class Spatial(Fingerprinted):
     """Keeps patches on an even grid over each frame."""
 
     config: SpatialConfig

@@ -15,6 +15,7 @@ from reducers.base import (
     KEPT,
     BudgetError,
     Capture,
+    Fingerprinted,
     ReducedTokens,
     Slots,
     TextQuery,
@@ -43,7 +44,7 @@ class HiRedConfig:
 
 
 @dataclass(frozen=True)
-class HiRed:
+class HiRed(Fingerprinted):
     """Keeps the same number of best-attended patches in each frame, as many over a clip as the rate allows.
 
     Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; REDUCERS.md sections 5.7 and 6.

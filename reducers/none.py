@@ -5,7 +5,18 @@ from typing import ClassVar
 
 import torch
 
-from reducers.base import KEPT, Capture, ReducedTokens, Slots, TextQuery, VisualTokens, assemble, check_finite, cls_slot
+from reducers.base import (
+    KEPT,
+    Capture,
+    Fingerprinted,
+    ReducedTokens,
+    Slots,
+    TextQuery,
+    VisualTokens,
+    assemble,
+    check_finite,
+    cls_slot,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +28,7 @@ class NoneConfig:
 
 
 @dataclass(frozen=True)
-class NoReduction:
+class NoReduction(Fingerprinted):
     """Keeps every patch, and the CLS row of each frame in front."""
 
     config: NoneConfig

@@ -14,6 +14,7 @@ from reducers.base import (
     ENRICHED,
     BudgetError,
     Capture,
+    Fingerprinted,
     ReducedTokens,
     ReducerError,
     Slots,
@@ -75,7 +76,7 @@ class PruMergeConfig:
 
 
 @dataclass(frozen=True)
-class PruMerge:
+class PruMerge(Fingerprinted):
     """Keeps the patches with outlying CLS attention; each takes in its `knn` nearest patches by key.
 
     Source: 42Shawn/LLaVA-PruMerge, ICCV 2025, at 097c041; REDUCERS.md section 5.3.

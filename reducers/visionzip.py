@@ -14,6 +14,7 @@ from reducers.base import (
     KEPT,
     BudgetError,
     Capture,
+    Fingerprinted,
     ReducedTokens,
     Slots,
     TextQuery,
@@ -46,7 +47,7 @@ class VisionZipConfig:
 
 
 @dataclass(frozen=True)
-class VisionZip:
+class VisionZip(Fingerprinted):
     """Keeps dominant patches and merges the rest into contextual tokens by key similarity.
 
     Source: dvlab-research/VisionZip, CVPR 2025, at 3151f6d; REDUCERS.md section 5.5.

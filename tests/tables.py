@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.schema import CORPUS, ENCODED
 
-SPEC: dict[str, Any] = {"schema_version": 1, "reducer": {"name": "none", "version": 1}, "tower": "t"}
+SPEC: dict[str, Any] = {"schema_version": 1, "reducer": {"name": "none", "version": 1}, "tower": {"weights_sha256": "t"}}
 
 
 def corpus(*ids: str, hint: str = '{"size":1}') -> pa.Table:

@@ -89,7 +89,7 @@ WRONG = {
     "no store": (["answer", "{questions}", "--store", "{empty}", "--out", "{out}", "--model", "{model}"], ["no token store"]),
     "a newer store": (["answer", "{questions}", "--store", "{newer}", "--out", "{out}", "--model", "{model}"], ["upgrade"]),
     "another fingerprint": (["store", "ls", "{old}", "--fingerprint", "beef"], ["beef", "fingerprint"]),
-    "tokens of another tower": (["answer", "{questions}", "--store", "{old}", "--out", "{out}", "--model", "{model}"], ["tower"]),
+    "another tower": (["answer", "{questions}", "--store", "{old}", "--out", "{out}", "--model", "{model}"], ["tower"]),
     "no questions": (["answer", "/none.json", "--store", "{old}", "--out", "{out}", "--model", "{model}"], ["/none.json"]),
     "no video to show": (["store", "show", "{old}", "nobody"], ["nobody"]),
     "no predictions": (["evaluate", "/none.json", "--questions", "{questions}"], ["/none.json"]),

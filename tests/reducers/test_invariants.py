@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducers.base import CLS, BudgetError, Capture, ReducedTokens, ReducerError, VisualTokens, fingerprint
+from reducers.base import CLS, BudgetError, Capture, ReducedTokens, ReducerError, VisualTokens
 from reducers.registry import METHODS, names, parse
 
 SPECS = (
@@ -196,6 +196,6 @@ def test_the_same_input_gives_the_same_bytes(spec: str) -> None:
 def test_every_parameter_is_in_the_fingerprint() -> None:
     """Defaults too: a default that changes later must miss."""
     for name, (config, build) in METHODS.items():
-        described = fingerprint(build(config()))
+        described = build(config()).fingerprint()
         assert f'"name":"{name}"' in described
         assert all(f'"{field}"' in described for field in vars(config()))
