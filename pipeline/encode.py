@@ -83,6 +83,8 @@ def check_reducer(spec: str, frames: int, checkpoint: "Checkpoint") -> None:
     from reducers.base import ReducerError, VisualTokens
 
     reducer, shape = parse_reducer(spec), checkpoint.tower_shape()
+    if reducer.modifies_tower:
+        return
     patches, width = shape.grid[0] * shape.grid[1], shape.width
     captures = {}
     for need in reducer.needs:
@@ -136,8 +138,13 @@ class Encode:
         """Return the token columns of some clips, each uint8 F*S*S*3; or a failure where a value is not finite."""
         import torch
 
+        from reducers.tome import ToMe
+
         frames = [self._frames(clip) for clip in clips]
         ends = torch.tensor([0, *(len(one) for one in frames)]).cumsum(0)
+        if isinstance(self.reducer, ToMe):
+            merged, side = self.tower.merged(torch.cat(frames), self.reducer, ends), self.tower.grid
+            return [_columns(merged, number, (len(one), *side)) for number, one in enumerate(frames)]
         seen = self.tower(torch.cat(frames), self.reducer.needs, ends)
         bad = _not_finite(seen)
         kept = [number for number in range(len(clips)) if number not in bad]

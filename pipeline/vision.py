@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
+from pipeline.merging import merge_blocks
 from reducers.attention import cls_attention, mean_over_heads
-from reducers.base import Capture, VisualTokens
+from reducers.base import Capture, ReducedTokens, VisualTokens
+from reducers.tome import ToMe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -125,6 +127,7 @@ class Tower:
         self.layer = checkpoint.layer if layer is None else layer
         shown = checkpoint.preprocessing()
         self.side_px = shown.side_px
+        self.grid = checkpoint.tower_shape().grid
         self._mean = torch.tensor(shown.mean, device=self.device)
         self._std = torch.tensor(shown.std, device=self.device)
 
@@ -144,7 +147,30 @@ class Tower:
             captures={need: torch.cat([taken[need] for _, taken in parts]) for need in needs},
         )
 
-    def _run(self, frames_FSSC: Tensor, needs: frozenset[Capture]) -> tuple[Tensor, dict[Capture, Tensor]]:
+    @torch.inference_mode()
+    def merged(self, frames_FSSC: Tensor, reducer: ToMe, clip_ptr: Tensor, max_frames: int = 64) -> ReducedTokens:
+        """Return what token merging inside the tower leaves of uint8 frames (F, S, S, 3). Raises ReducerError."""
+        blocks = list(self.model.encoder.layers)
+        blocks = blocks[: blocks_to_run(len(blocks), self.layer)]
+        parts = []
+        for some in frames_FSSC.split(max_frames):
+            hidden = self.model.pre_layrnorm(self.model.embeddings(self._pixels(some)))
+            steps = reducer.schedule(hidden.shape[1] - 1, len(blocks))
+            parts.append(merge_blocks(blocks, hidden, steps, prop_attn=reducer.config.prop_attn))
+        rows, size, slot = (torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "size", "slot"))
+        patches = slot.shape[1] - 1
+        side = int(patches**0.5)
+        # Only the shape of these features is looked at: what was there before is merged already.
+        before = rows[:, :1].expand(-1, patches, -1)
+        seen = VisualTokens(
+            features=before, cls=None, grid=(side, side), clip_ptr=clip_ptr.to(self.device), captures={}
+        )
+        return reducer.reduced(seen, rows[:, 1:], size[:, 1:], slot[:, 1:] - 1)
+
+    def _pixels(self, frames_FSSC: Tensor) -> Tensor:
+        """Return pixels (F, 3, S, S), normalised, from uint8 frames."""
         pixels = frames_FSSC.to(self.device).float() / 255
-        pixels = ((pixels - self._mean) / self._std).permute(0, 3, 1, 2)
-        return capture_tower(self.model, pixels.to(self.dtype), needs, self.layer)
+        return ((pixels - self._mean) / self._std).permute(0, 3, 1, 2).to(self.dtype)
+
+    def _run(self, frames_FSSC: Tensor, needs: frozenset[Capture]) -> tuple[Tensor, dict[Capture, Tensor]]:
+        return capture_tower(self.model, self._pixels(frames_FSSC), needs, self.layer)

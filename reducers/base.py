@@ -157,7 +157,7 @@ def describe(reducer: Reducer) -> dict[str, Any]:
 
 def check_finite(tokens: VisualTokens, *, captures: bool = True) -> None:
     """Raise ReducerError that names the first frame with a value that is not finite."""
-    checked = [tokens.features, *([] if tokens.cls is None else [tokens.cls])]
+    checked = [tokens.features, *(part for part in (tokens.cls, tokens.clip_space) if part is not None)]
     checked += list(tokens.captures.values()) if captures else []
     good_F = torch.ones(len(tokens.features), dtype=torch.bool, device=tokens.features.device)
     for values in checked:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from reducers.base import (
-    AGGREGATE,
     ENRICHED,
     BudgetError,
     Capture,
@@ -22,13 +21,12 @@ from reducers.base import (
     VisualTokens,
     assemble,
     check_finite,
-    clip_frames,
-    frames_in_clip,
     normalised,
     rank_of,
     ranked,
     upper_fence,
 )
+from reducers.rows import aggregate_slot, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +119,13 @@ class PruMerge(Fingerprinted):
         if not self.config.residual:
             return assemble(tokens, [kept], slot_RM, scope=scope)
         slot_RM = torch.where(unkept_RM, kept_RK.shape[1], slot_RM)
-        residual = residual_slot(tokens, x_RMD, a_RM, unkept_RM, scope)
+        residual = aggregate_slot(tokens, x_RMD, a_RM, unkept_RM, scope)
         return assemble(tokens, [kept, residual], slot_RM, scope=scope)
 
     def _rows(self, tokens: VisualTokens, scope: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return features, keys of length 1 and attention of each row in float32, and which patches are real."""
-        rows = [tokens.features, tokens.capture(self._keys), tokens.capture(self._attention)[..., None]]
-        valid_RM = torch.ones(rows[0].shape[:2], dtype=torch.bool, device=rows[0].device)
-        if scope == "clip":
-            index, real = clip_frames(tokens.clip_ptr)
-            rows = [row[index].flatten(1, 2) for row in rows]
-            valid_RM = real[..., None].expand(-1, -1, tokens.features.shape[1]).flatten(1)
+        values = [tokens.features, tokens.capture(self._keys), tokens.capture(self._attention)[..., None]]
+        rows, valid_RM = rows_of(tokens, values, scope)
         x_RMD, k_RMD, a_RM = rows[0].float(), normalised(rows[1]), rows[2][..., 0].float()
         return x_RMD.masked_fill(~valid_RM[..., None], 0), k_RMD, a_RM.masked_fill(~valid_RM, 0), valid_RM
 
@@ -257,25 +251,3 @@ def lost_to_twins(kept_RK: Tensor, unkept_RM: Tensor, valid_RM: Tensor) -> Tenso
     """Return the patches (R, M) that vanish by accident Q5: the first unkept ones, as many as are kept twice."""
     twins_R = kept_RK.sum(1) + unkept_RM.sum(1) - valid_RM.sum(1)
     return unkept_RM & (unkept_RM.cumsum(1) <= twins_R[:, None])
-
-
-def residual_slot(tokens: VisualTokens, x_RMD: Tensor, a_RM: Tensor, rest_RM: Tensor, scope: str) -> Slots:
-    """Return one slot per row: the attention-weighted sum of the patches that are left over."""
-    size_R = rest_RM.sum(1, keepdim=True).float()
-    rows, patches = len(x_RMD), tokens.features.shape[1]
-    index_M = torch.arange(x_RMD.shape[1], device=x_RMD.device)
-    frame_RM = torch.div(index_M, patches, rounding_mode="floor").expand(rows, -1)
-    if scope == "frame":
-        frame_RM = frames_in_clip(tokens.clip_ptr)[1][:, None].expand(-1, patches)
-    row_M = torch.div(index_M % patches, tokens.grid[1], rounding_mode="floor")
-    place_RM3 = torch.stack([frame_RM, row_M.expand(rows, -1), (index_M % tokens.grid[1]).expand(rows, -1)], dim=-1)
-    mean_R3 = (place_RM3 * rest_RM[..., None]).sum(1) / size_R.clamp(min=1)
-    nowhere = torch.cat([place_RM3[:, 0, :1].float(), torch.full((rows, 2), -1.0, device=x_RMD.device)], dim=1)
-    return Slots(
-        features=((a_RM * rest_RM)[:, None] @ x_RMD),
-        valid=torch.ones(rows, 1, dtype=torch.bool, device=x_RMD.device),
-        anchor=torch.full((rows, 1), -1, device=x_RMD.device),
-        kind=AGGREGATE,
-        size=size_R,
-        position=torch.where(size_R > 0, mean_R3, nowhere)[:, None],
-    )

@@ -10,6 +10,8 @@ from reducers.grids import Sequential, SequentialConfig, Spatial, SpatialConfig
 from reducers.hired import HiRed, HiRedConfig
 from reducers.none import NoneConfig, NoReduction
 from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.tome import ToMe, ToMeConfig
+from reducers.trim import Trim, TrimConfig
 from reducers.visionzip import VisionZip, VisionZipConfig
 
 METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
@@ -20,6 +22,8 @@ METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
     "prumerge+": (PruMergeConfig, PruMergePlus),
     "visionzip": (VisionZipConfig, VisionZip),
     "hired": (HiRedConfig, HiRed),
+    "trim": (TrimConfig, Trim),
+    "tome": (ToMeConfig, ToMe),
 }
 """Name to config class and reducer class. Any: each method has its own config."""
 

@@ -40,6 +40,8 @@ class VisionZipConfig:
     """add: the target plus the mean of what is assigned to it, as published. mean: their mean."""
     keep_cls: bool = True
     """Emit CLS first and count it in `dominant`."""
+    score: Literal["cls", "received"] = "cls"
+    """received: rank by the attention that a patch receives from all others, for towers without CLS."""
 
     def __post_init__(self) -> None:
         if self.dominant < 1 or self.contextual < 0:
@@ -59,9 +61,17 @@ class VisionZip(Fingerprinted):
     version: ClassVar[int] = 1
     needs_text: ClassVar[bool] = False
     modifies_tower: ClassVar[bool] = False
-    attention: ClassVar[Capture] = Capture(kind="cls_attn", block="selected", heads="sum")
     keys: ClassVar[Capture] = Capture(kind="keys", block="selected", heads="mean")
-    needs: ClassVar[frozenset[Capture]] = frozenset({attention, keys})
+
+    @property
+    def needs(self) -> frozenset[Capture]:
+        """The scores and the keys of the block that produced the selected layer."""
+        return frozenset({self.attention, self.keys})
+
+    @property
+    def attention(self) -> Capture:
+        """The scores that patches are ranked by."""
+        return Capture(kind="received" if self.config.score == "received" else "cls_attn", block="selected", heads="sum")
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
         """Return CLS, dominant patches ascending and contextual tokens ascending, frame by frame."""

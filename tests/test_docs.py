@@ -40,7 +40,7 @@ def test_the_readme_names_every_command_reducer_class_and_status() -> None:
     """And nothing that is not there."""
     assert set(re.findall(r"`framefold (\w+)", README)) | {"demo"} == set(COMMANDS)
     assert set(re.findall(r"`([A-Z_]{5,})`", README)) & VIDEO_CODES == VIDEO_CODES
-    specs = re.findall(r"`((?:none|prumerge\+?|visionzip|hired|spatial|sequential)(?:\([^)]*\))?)`", README)
+    specs = re.findall(r"`((?:none|prumerge\+?|visionzip|hired|spatial|sequential|tome|trim)(?:\([^)]*\))?)`", README)
     assert {parse(spec).name for spec in specs} == set(names())
     assert all(f"`{status}`" in README for status in STATUSES)
 

@@ -5,15 +5,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from pipeline.merging import merge_blocks
 from pipeline.vision import capture_tower
-from reducers.attention import cls_attention, mean_over_heads
-from reducers.base import AGGREGATE, CONTEXTUAL, KEPT, Capture, ReducedTokens, VisualTokens, upper_fence
+from reducers.attention import cls_attention, mean_over_heads, received_attention
+from reducers.base import AGGREGATE, CONTEXTUAL, KEPT, Capture, ReducedTokens, TextQuery, VisualTokens, upper_fence
 from reducers.budgets import allocate
 from reducers.grids import sequential_indices, spatial_indices
 from reducers.hired import best_attended
+from reducers.hired_image import HiRedImageConfig, partition_masks, stitched
 from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.tome import match, merge, schedule
+from reducers.trim import Trim, TrimConfig, text_scores
 from reducers.visionzip import VisionZip, VisionZipConfig
 from tests.golden.cases import Case
 
@@ -99,14 +104,15 @@ def visionzip(case: Case) -> Outputs:
     p, heads = case.params, case.params["num_heads"]
     scores = cls_attention(case.inputs["q_cls"], case.inputs["k"], heads, "sum")
     metric = mean_over_heads(case.inputs["k"], heads)
-    tokens = _tokens(case.inputs["hidden"], {VisionZip.attention: scores, VisionZip.keys: metric[:, 1:]}, "frame")
     config = VisionZipConfig(
         dominant=p["dominant"],
         contextual=p["contextual"],
         merge=p.get("merge", "add"),
         keep_cls=p.get("dominant_counts_cls", True),
     )
-    return {"cls_attn_head_sum": scores, "metric": metric, **_zipped(VisionZip(config).reduce(tokens), tokens)}
+    reducer = VisionZip(config)
+    tokens = _tokens(case.inputs["hidden"], {reducer.attention: scores, reducer.keys: metric[:, 1:]}, "frame")
+    return {"cls_attn_head_sum": scores, "metric": metric, **_zipped(reducer.reduce(tokens), tokens)}
 
 
 def _zipped(reduced: ReducedTokens, tokens: VisualTokens) -> Outputs:
@@ -123,12 +129,100 @@ def _zipped(reduced: ReducedTokens, tokens: VisualTokens) -> Outputs:
     }
 
 
+def trim(case: Case) -> Outputs:
+    """TRIM from patches, the norm and the projection into the joint space, and a text."""
+    p, x = case.params, case.inputs
+    v = layer_norm(x["features"].float(), x["features"].shape[-1:], x["ln_weight"], x["ln_bias"], p["layernorm_eps"])
+    scope = "clip" if p["outlier_scope"] == "clip" else "frame"
+    ratio = None if p["ratio"] == -1 else p["ratio"]
+    frames = len(x["features"])
+    tokens = VisualTokens(
+        features=x["features"],
+        cls=None,
+        grid=_grid(x["features"].shape[1]),
+        clip_ptr=torch.tensor([0, frames]) if scope == "clip" else torch.arange(frames + 1),
+        captures={},
+        clip_space=v @ x["proj_weight"].T,
+    )
+    reducer = Trim(TrimConfig(ratio=ratio, score=p["score"], scope=scope))
+    out = _selection(reducer.reduce(tokens, TextQuery(embedding=x["text"])), tokens, scope)
+    text = x["text"].expand(frames, -1)
+    score = text_scores(tokens.clip_space, text, p["score"])
+    shares = score.flatten()[None] if scope == "clip" else score
+    return {**out, "score": shares.softmax(-1)}
+
+
+def visionzip_received(case: Case) -> Outputs:
+    """VisionZip for towers without CLS: attention received."""
+    p, heads = case.params, case.params["num_heads"]
+    received = received_attention(case.inputs["q"], case.inputs["k"], heads)
+    reducer = VisionZip(VisionZipConfig(dominant=p["dominant"], contextual=p["contextual"], score="received", keep_cls=False))
+    features = case.inputs["features"]
+    tokens = VisualTokens(
+        features=features,
+        cls=None,
+        grid=_grid(features.shape[1]),
+        clip_ptr=torch.arange(len(features) + 1),
+        captures={reducer.attention: received, reducer.keys: mean_over_heads(case.inputs["k"], heads)},
+    )
+    return {"received": received, **_zipped(reducer.reduce(tokens), tokens)}
+
+
 def hired_single(case: Case) -> Outputs:
     """The mask of HiRED for one partition."""
     scores = cls_attention(case.inputs["q_cls_late"], case.inputs["k_late"], case.params["num_heads"], "sum")
     count = int(scores.shape[1] * case.params["token_budget_rate"])
     mask = best_attended(scores, torch.full((len(scores),), count), case.params.get("spatial_tokens", 0))
     return {"late_attn_head_sum": scores, "mask": mask}
+
+
+def hired(case: Case) -> Outputs:
+    """HiRED over a full image and its sub-images."""
+    p, x = case.params, case.inputs
+    early = cls_attention(x["q_cls_early"], x["k_early"], p["num_heads"], "sum")
+    late = cls_attention(x["q_cls_late"], x["k_late"], p["num_heads"], "sum")
+    layout, side = (p["partition_rows"], p["partition_cols"]), p["tokens_per_side"]
+    config = HiRedImageConfig(
+        rate=p["token_budget_rate"],
+        alpha=p["alpha"],
+        budget_mode=p["budget_mode"],
+        swapped_grid=p.get("swapped_grid", False),
+        compat=True,
+    )
+    mask, budgets = partition_masks(early[0], late, layout, (side, side), config)
+    part, patch = stitched(mask, layout, (side, side), tuple(p["image_size"]), config)
+    tokens = x["features"][part, patch]
+    return {"early_attn_head_sum": early, "late_attn_head_sum": late, "mask": mask, "budgets": budgets, "tokens": tokens}
+
+
+def tome_match(case: Case) -> Outputs:
+    """ToMe's matching, step by step on given metrics."""
+    x = case.inputs["x"]
+    size = case.inputs["size"][..., 0] if "size" in case.inputs else torch.ones(x.shape[:2])
+    owner = torch.arange(x.shape[1]).expand(len(x), -1)
+    for step, r in enumerate(case.params["r"]):
+        found = match(case.inputs[f"metric{step}"], r, class_token=case.params["class_token"])
+        x, size = merge(x, size, found)
+        owner = found.slot.gather(1, owner)
+    return {"tokens": x, "size": size[..., None], "owner": owner}
+
+
+def tome_vit(case: Case) -> Outputs:
+    """ToMe inside the blocks of a small vision transformer."""
+    p, x = case.params, case.inputs["x"]
+    width, inner = case.inputs["layers.0.mlp.fc1.weight"].shape[::-1]
+    shape = {"hidden_size": width, "intermediate_size": inner, "num_attention_heads": p["num_heads"]}
+    shape |= {"num_hidden_layers": p["layers"], "layer_norm_eps": p["layernorm_eps"]}
+    config = CLIPVisionConfig(**shape, hidden_act=p["activation"])
+    encoder = CLIPVisionModel(config).encoder.eval()
+    encoder.load_state_dict({name: w for name, w in case.inputs.items() if name.startswith("layers.")})
+    r = tuple(p["r"]) if p["r_is_pair"] else p["r"]
+    steps = schedule(r, p["layers"])
+    if steps != p["schedule"]:
+        raise ValueError(f"expected schedule {p['schedule']}, got {steps}")
+    with torch.inference_mode():
+        merged = merge_blocks(list(encoder.layers), x, steps, prop_attn=p["prop_attn"])
+    return {"tokens": merged.rows, "size": merged.size[..., None], "owner": merged.slot}
 
 
 def baseline_indices(case: Case) -> Outputs:
@@ -193,4 +287,9 @@ ADAPTERS: Mapping[str, Callable[[Case], Outputs]] = {
     "tower": tower,
     "visionzip": visionzip,
     "hired_single": hired_single,
+    "trim": trim,
+    "hired": hired,
+    "tome_match": tome_match,
+    "tome_vit": tome_vit,
+    "visionzip_received": visionzip_received,
 }

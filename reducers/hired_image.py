@@ -1,0 +1,99 @@
+"""HiRED for one picture seen as a whole and in sub-images: budgets by region, kept patches stitched back together.
+
+Shapes: P partitions (0 the full image, then rows x cols sub-images in raster order), N = gh * gw patches of each.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reducers.base import BudgetError, ReducerError, ranked, share_to_count
+from reducers.budgets import allocate
+from reducers.hired import best_attended
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiRedImageConfig:
+    """Parameters of HiRED over partitions."""
+
+    rate: float = 0.2
+    """Share of all patches of all partitions that is kept."""
+    alpha: float = 0.5
+    """Share of the budget that goes to the full image."""
+    budget_mode: Literal["region", "official"] = "region"
+    """region: by early attention summed over each region. official: by a count of marks in bands of rows; needs compat."""
+    swapped_grid: bool = False
+    """Published accident: rows and columns of the layout are exchanged when stitching. Needs compat."""
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1 or not 0 <= self.alpha <= 1:
+            raise BudgetError(f"expected rate in (0, 1] and alpha in [0, 1], got {self.rate} and {self.alpha}")
+        if not self.compat and (self.swapped_grid or self.budget_mode == "official"):
+            raise ReducerError("budget_mode=official and swapped_grid are published accidents: add compat=true")
+
+
+def sub_budgets(
+    early_N: Tensor, layout: tuple[int, int], grid: tuple[int, int], total: int, config: HiRedImageConfig
+) -> Tensor:
+    """Return the budget of each sub-image (P - 1,), from the full image's early attention.
+
+    Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; REDUCERS.md section 5.7.
+    Departs: shares come from attention summed over 2-D regions, by largest remainder (H1, H2, H3).
+    """
+    parts, patches = layout[0] * layout[1], len(early_N)
+    if config.budget_mode == "official":
+        if patches % parts:
+            raise BudgetError(f"budget_mode=official cuts {patches} patches in bands: {parts} sub-images must divide them")
+        marks = torch.zeros(patches, dtype=torch.float32, device=early_N.device)
+        marks[ranked(early_N)[: share_to_count(patches, 1 - config.alpha)]] = 1
+        count = marks.view(parts, -1).sum(1)
+        return (count / count.sum().clamp(min=1) * total).long().clamp(max=patches)
+    index = torch.arange(patches, device=early_N.device)
+    row = torch.div(torch.div(index, grid[1], rounding_mode="floor") * layout[0], grid[0], rounding_mode="floor")
+    column = torch.div(index % grid[1] * layout[1], grid[1], rounding_mode="floor")
+    weights = torch.zeros(parts, dtype=torch.float64, device=early_N.device)
+    weights.index_add_(0, row * layout[1] + column, early_N.double())
+    return allocate(total, weights, patches)
+
+
+def partition_masks(
+    early_N: Tensor, late_PN: Tensor, layout: tuple[int, int], grid: tuple[int, int], config: HiRedImageConfig
+) -> tuple[Tensor, Tensor]:
+    """Return what each partition keeps (P, N) bool, and the budgets of the sub-images (P - 1,)."""
+    partitions, patches = late_PN.shape
+    total = share_to_count(partitions * patches, config.rate)
+    full = min(share_to_count(total, config.alpha), patches)
+    left = min(total - full, (partitions - 1) * patches)
+    budgets = sub_budgets(early_N, layout, grid, left, config)
+    every = torch.cat([budgets.new_tensor([full]), budgets])
+    return best_attended(late_PN, every), budgets
+
+
+def stitched(
+    mask_PN: Tensor, layout: tuple[int, int], grid: tuple[int, int], image: tuple[int, int] | None, config: HiRedImageConfig
+) -> tuple[Tensor, Tensor]:
+    """Return partition and patch of each kept token (S,), full image first, then one raster over all sub-images.
+
+    `image` is the picture's height and width: sub-image patches that show only padding are dropped.
+    """
+    rows, columns = (layout[1], layout[0]) if config.swapped_grid else layout
+    high, wide = rows * grid[0], columns * grid[1]
+    place = torch.arange(1, len(mask_PN), device=mask_PN.device)[:, None] * mask_PN.shape[1]
+    number = (place + torch.arange(mask_PN.shape[1], device=mask_PN.device)).view(rows, columns, *grid)
+    raster = number.permute(0, 2, 1, 3).reshape(high, wide)
+    top, left = (0, 0) if image is None else padding(image, (high, wide))
+    shown = raster[top : high - top, left : wide - left].flatten()
+    first = mask_PN[0].nonzero()[:, 0]
+    chosen = torch.cat([first, shown[mask_PN.flatten()[shown]]])
+    return torch.div(chosen, mask_PN.shape[1], rounding_mode="floor"), chosen % mask_PN.shape[1]
+
+
+def padding(image: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
+    """Return how many rows and columns at either side of a stitched grid show only padding."""
+    (height, width), (high, wide) = image, grid
+    if width / height > wide / high:
+        return (high - int(height * (wide / width))) // 2, 0
+    return 0, (wide - int(width * (high / height))) // 2

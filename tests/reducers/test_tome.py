@@ -1,0 +1,93 @@
+"""Token merging inside the tower: counts, maps, and what merging nothing leaves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.vision import Tower
+from reducers.base import ReducerError
+from reducers.registry import parse
+from reducers.tome import even_schedule, match, merge, schedule
+from tests.models import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Tower:
+    path = tiny_checkpoint(tmp_path_factory.mktemp("tome") / "tiny")
+    return Tower(Checkpoint.open(str(path)), device="cpu", dtype="float32")
+
+
+def frames(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@given(rows=st.integers(2, 40), r=st.integers(0, 30), seed=st.integers(0, 1000), class_token=st.booleans())
+def test_a_merge_keeps_all_mass_and_never_merges_cls(rows: int, r: int, seed: int, class_token: bool) -> None:
+    """Sizes sum to the rows there were, weighted sums stay, every row has a place, every place a row."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, rows, 5, generator=draw)
+    size = torch.randint(1, 4, (3, rows), generator=draw).float()
+    found = match(torch.randn(3, rows, 4, generator=draw), r, class_token=class_token)
+    merged, sizes = merge(x, size, found)
+    assert found.rows == rows - min(r, (rows - class_token) // 2)
+    torch.testing.assert_close(sizes.sum(1), size.sum(1))
+    torch.testing.assert_close((merged * sizes[..., None]).sum(1), (x * size[..., None]).sum(1), atol=1e-4, rtol=1e-4)
+    assert all(set(one.tolist()) == set(range(found.rows)) for one in found.slot)
+    if class_token:
+        assert (found.slot[:, 0] == 0).all()
+        torch.testing.assert_close(merged[:, 0], x[:, 0])
+
+
+def test_schedules_as_published() -> None:
+    """One number, a falling pair, a list, and an even spread to a count."""
+    assert schedule(8, 3) == [8, 8, 8]
+    assert schedule((6, -1.0), 4) == [12, 8, 4, 0]
+    assert schedule([5, 2], 4) == [5, 2, 0, 0]
+    assert sum(even_schedule(256, 32, 23)) == 224
+    assert even_schedule(16, 99, 3) == [0, 0, 0]
+
+
+def test_merging_nothing_leaves_the_tower_as_it_is(tower: Tower) -> None:
+    """The same rows as without merging, in raster order."""
+    ends = torch.tensor([0, 4])
+    plain = tower(frames(4), frozenset(), ends)
+    reduced = tower.merged(frames(4), parse("tome(keep=16)"), ends)
+    torch.testing.assert_close(reduced.features.view(4, 16, -1), plain.features, atol=2e-4, rtol=1e-3)
+    assert reduced.anchor.tolist() == list(range(64))
+    assert (reduced.size == 1).all()
+
+
+def test_the_asked_number_of_tokens_is_left_of_each_frame(tower: Tower) -> None:
+    """Sizes count the patches behind each, the owner map says where each went, clips do not touch."""
+    ends = torch.tensor([0, 3, 4])
+    reduced = tower.merged(frames(4), parse("tome(keep=6)"), ends)
+    assert reduced.ptr.tolist() == [0, 18, 24]
+    assert reduced.owner is not None
+    for number, (first, last) in enumerate(((0, 3), (3, 4))):
+        span = reduced.clip(number)
+        owner = reduced.owner[first * 16 : last * 16].long()
+        assert float(reduced.size[span].sum()) == 16 * (last - first)
+        assert torch.equal(owner.bincount(minlength=len(reduced.size[span])).float(), reduced.size[span])
+        alone = tower.merged(frames(4)[first:last], parse("tome(keep=6)"), torch.tensor([0, last - first]))
+        torch.testing.assert_close(alone.features, reduced.features[span], atol=1e-4, rtol=1e-4)
+
+
+def test_it_refuses_to_run_on_finished_tokens() -> None:
+    """One sentence that says where it runs."""
+    from tests.reducers.test_invariants import tokens
+
+    with pytest.raises(ReducerError, match="inside the tower"):
+        parse("tome").reduce(tokens(0, (2,)))
+
+
+def test_it_goes_through_the_encode_stage(tmp_path: Path) -> None:
+    """Stored as any other reducer's tokens."""
+    from pipeline.encode import Encode, EncodeConfig
+    from tests.pipeline.test_encode import clips
+
+    stage = Encode(EncodeConfig(model=tiny_checkpoint(tmp_path / "m"), reducer="tome(keep=5)", device="cpu"))
+    assert [row["shape"] for row in stage(clips(2)).to_pylist()] == [[40, 32], [40, 32]]
