@@ -37,7 +37,7 @@ def is_local(fs: Any) -> bool:
     return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
 
 
-def create_exclusive(fs: Any, path: str, content: bytes) -> bool:
+def create_exclusive(fs: Any, path: str, content: bytes | memoryview) -> bool:
     """Write a file only if it is not there. Returns whether this call, or an unanswered try of it, created it.
 
     Raises:
@@ -58,7 +58,7 @@ def create_exclusive(fs: Any, path: str, content: bytes) -> bool:
         raise StoreError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
 
 
-def _link(path: Path, content: bytes) -> bool:
+def _link(path: Path, content: bytes | memoryview) -> bool:
     """Write beside, make durable, link into place: a reader sees all of the file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
@@ -81,10 +81,10 @@ def _link(path: Path, content: bytes) -> bool:
     return True
 
 
-def _put(fs: Any, path: str, content: bytes) -> bool:
+def _put(fs: Any, path: str, content: bytes | memoryview) -> bool:
     """Create on object storage. After a conflict, equal content counts as created: the first answer may have been lost."""
     try:
-        fs.pipe_file(path, content, mode="create")
+        fs.pipe_file(path, bytes(content), mode="create")
     except OSError as error:
         if not isinstance(error, FileExistsError) and error.errno not in CONFLICT:
             raise

@@ -26,6 +26,8 @@ DIGESTED = ("video_id", "features", "shape", "dtype", "frame", "anchor", "kind",
 WIDTHS = {"frame": 2, "anchor": 4, "kind": 1, "size": 4, "position": 12}
 """Bytes per token of each column beside the features."""
 TAIL_BYTES = 1 << 16
+SPARE_BYTES, SPARE_BYTES_PER_ENTRY = 1 << 16, 1 << 14
+"""Room for the footer and page headers of a shard; an entry's metadata takes about 2 KB."""
 MAGIC = b"PAR1"
 
 
@@ -80,16 +82,17 @@ def payload_digest(row: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def write_shard(entries: pa.Table) -> bytes:
+def write_shard(entries: pa.Table) -> memoryview:
     """Return the file of a shard from rows of `schema.ENTRY`; equal rows give equal bytes."""
-    sink = pa.BufferOutputStream()
+    space = pa.allocate_buffer(entries.nbytes + SPARE_BYTES + entries.num_rows * SPARE_BYTES_PER_ENTRY)
+    sink = pa.FixedSizeBufferWriter(space)  # a growing buffer would be copied again and again
     compression = {name: "NONE" if name == "features" else "ZSTD" for name in _leaves(ENTRY)}
     with pq.ParquetWriter(
         sink, ENTRY, compression=compression, use_dictionary=False, write_statistics=False, write_page_checksum=True
     ) as writer:
         writer.write_table(entries.combine_chunks(), row_group_size=1)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+        writer.close()
+        return memoryview(space)[: sink.tell()]
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from reducers.base import BudgetError
+
 
 def allocate(total: int, weights: Tensor, cap: int) -> Tensor:
     """Share `total` over parts in proportion to their weights, none above `cap`, by largest remainder.
@@ -15,11 +17,16 @@ def allocate(total: int, weights: Tensor, cap: int) -> Tensor:
     Returns:
         Budgets (parts,) int64 that sum to min(total, cap * parts). Ties go to the lower part.
 
+    Raises:
+        BudgetError: a weight is negative or not finite.
+
     Source: REDUCERS.md section 6, in double precision.
     """
     share = weights.double()
-    share = share / share.sum() if float(share.sum()) > 0 else torch.full_like(share, 1 / len(share))
-    exact = total * share
+    if not bool((share.isfinite() & (share >= 0)).all()):
+        raise BudgetError(f"expected finite weights of at least 0, got {weights.tolist()}")
+    share = share if float(share.sum()) > 0 else torch.ones_like(share)
+    exact = total * share / share.sum()
     budgets = exact.floor().long().clamp(max=cap)
     left = min(total, cap * len(share)) - int(budgets.sum())
     order = (exact - exact.floor()).argsort(descending=True, stable=True)

@@ -23,16 +23,17 @@ class HiRedImageConfig:
     alpha: float = 0.5
     """Share of the budget that goes to the full image."""
     budget_mode: Literal["region", "official"] = "region"
-    """region: by early attention summed over each region. official: by a count of marks in bands of rows; needs compat."""
+    """region: by early attention summed over each region. official: by a count of marks in bands of rows."""
     swapped_grid: bool = False
     """Published accident: rows and columns of the layout are exchanged when stitching. Needs compat."""
     compat: bool = False
+    """Allow published accidents."""
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1 or not 0 <= self.alpha <= 1:
             raise BudgetError(f"expected rate in (0, 1] and alpha in [0, 1], got {self.rate} and {self.alpha}")
-        if not self.compat and (self.swapped_grid or self.budget_mode == "official"):
-            raise ReducerError("budget_mode=official and swapped_grid are published accidents: add compat=true")
+        if self.swapped_grid and not self.compat:
+            raise ReducerError("swapped_grid is a published accident: add compat=true")
 
 
 def sub_budgets(

@@ -41,16 +41,20 @@ class TrimConfig:
     """negative_dot keeps what is least like the text, as the published code does; cosine what is most like it."""
     aggregate: bool = True
     """Append the mean of the patches that were not kept."""
-    scope: Literal["frame", "clip"] = "frame"
-    """clip: one softmax, one fence and one mean over all frames."""
+    scope: Literal["frame", "clip", "batch"] = "frame"
+    """clip: one softmax, one fence and one mean over all frames. batch: published accident, needs compat."""
     iqr_factor: float = 1.5
     """An outlier lies above Q3 + iqr_factor * (Q3 - Q1)."""
+    compat: bool = False
+    """Allow published accidents."""
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise BudgetError(f"expected ratio in (0, 1], got {self.ratio}")
         if not self.iqr_factor >= 0:
             raise BudgetError(f"expected iqr_factor of at least 0, got {self.iqr_factor}")
+        if self.scope == "batch" and not self.compat:
+            raise ReducerError("scope=batch is a published accident: add compat=true")
 
 
 def text_scores(v_FNP: Tensor, text_FP: Tensor, score: str) -> Tensor:
@@ -82,9 +86,10 @@ class Trim(Fingerprinted):
         if tokens.clip_space is None or text is None:
             raise ReducerError("trim needs a question and patches in the joint image-text space of the same CLIP")
         check_finite(tokens)
+        _check_text(text.embedding, len(tokens.clip_ptr) - 1, tokens.clip_space.shape[-1])
         clip_F, _ = frames_in_clip(tokens.clip_ptr)
         score_FN = text_scores(tokens.clip_space, text.embedding[clip_F], self.config.score)
-        scope = self.config.scope
+        scope = "clip" if self.config.scope == "clip" else "frame"
         (x_RMD, score_RM1), valid_RM = rows_of(tokens, [tokens.features.float(), score_FN[..., None]], scope)
         share_RM = score_RM1[..., 0].masked_fill(~valid_RM, -torch.inf).softmax(-1)
         kept_RM = self._kept(share_RM, valid_RM)
@@ -94,7 +99,7 @@ class Trim(Fingerprinted):
         """Return which patches of each row are kept (R, M)."""
         c = self.config
         if c.ratio is None:
-            count_R = ((share_RM > upper_fence(share_RM, c.iqr_factor, valid_RM)) & valid_RM).sum(1)
+            count_R = _outliers(share_RM, valid_RM, c)
         else:
             count_R = (valid_RM.sum(1).double() * c.ratio).long()
         count_R = count_R if c.aggregate else count_R.clamp(min=1)
@@ -115,3 +120,23 @@ class Trim(Fingerprinted):
         mean = Slots(**{**vars(mean), "valid": count_R1 > 0})
         slot_RM = torch.where(rest_RM, x_RMD.shape[1], slot_RM)
         return assemble(tokens, [kept, mean], slot_RM, scope=scope)
+
+
+def _outliers(share_RM: Tensor, valid_RM: Tensor, config: TrimConfig) -> Tensor:
+    """Return how many patches of each row (R,) lie above the fence of the row, or of the whole batch."""
+    if config.scope == "batch":
+        above = share_RM > upper_fence(share_RM.flatten()[None], config.iqr_factor)
+        # The published code goes through the share of outliers and truncates.
+        count = int(share_RM.shape[1] * (int(above.sum()) / share_RM.numel()))
+        return torch.full((len(share_RM),), count, device=share_RM.device)
+    return ((share_RM > upper_fence(share_RM, config.iqr_factor, valid_RM)) & valid_RM).sum(1)
+
+
+def _check_text(text_VP: Tensor, clips: int, width: int) -> None:
+    """Raise ReducerError unless there is one finite text per clip, in the space of the patches."""
+    if text_VP.shape != (clips, width):
+        raise ReducerError(f"expected text ({clips}, {width}), got {tuple(text_VP.shape)}")
+    bad_V = ~text_VP.isfinite().all(dim=1)
+    if bool(bad_V.any()):
+        clip = int(bad_V.nonzero()[0])
+        raise ReducerError(f"the text of clip {clip} holds a value that is not finite")

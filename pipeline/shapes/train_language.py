@@ -30,7 +30,9 @@ ALL = PATCHES**2
 """Patches of a frame."""
 PATCHES_KEPT = ((6, 0.1), (12, 0.25), (24, 0.25), (40, 0.15), (ALL, 0.25))
 """Patches per frame that a step keeps, with how often."""
-WEIGHTS = {0: 1.5, 1: 1.2, 2: 3.0, 3: 0.8, 4: 1.0, 5: 1.0, 6: 1.2, 7: 1.5}
+FIRST_KEPT, FIRST_SHARE = ((10, 0.5), (16, 0.5)), 0.55
+"""The same for the first share of all steps: what shows something and little else, so that looking things up is learned soon."""
+WEIGHTS = {0: 2.0, 1: 1.5, 2: 3.0, 3: 0.8, 4: 1.0, 5: 1.0, 6: 1.2, 7: 1.5}
 """How likely a question of a type is drawn, beside the others of its clip."""
 QUESTIONS = 12
 """Q drawn per clip and step."""
@@ -109,15 +111,18 @@ def tower_rows(tower: CLIPVisionModel, pool: Pool, seed: int, chunk: int = 256) 
     return torch.cat(rows).unflatten(0, (len(pool.frames), FRAMES))
 
 
-def drop(rows_BFTD: Tensor, owner_BFN: Tensor, kept: int, random: torch.Generator) -> Tensor:
-    """Return visual tokens (B, V, D): CLS and `kept` patches of each frame, in raster order, some of them blurred."""
-    favour = 0.3 + float(torch.rand((), generator=random)) * 1.5
+def drop(rows_BFTD: Tensor, owner_BFN: Tensor, kept: int, random: torch.Generator, *, clean: bool = False) -> Tensor:
+    """Return visual tokens (B, V, D): CLS and `kept` patches of each frame, in raster order, some of them blurred.
+
+    `clean` keeps what shows something first and blurs nothing.
+    """
+    favour = 1.0 if clean else 0.3 + float(torch.rand((), generator=random)) * 1.5
     score = torch.rand(owner_BFN.shape, generator=random) + favour * (owner_BFN > 0)
     chosen = score.topk(kept, dim=-1).indices.sort(-1).values + 1
     if float(torch.rand((), generator=random)) < 0.75:
         chosen = F.pad(chosen, (1, 0))
     tokens = rows_BFTD.gather(2, chosen[..., None].expand(-1, -1, -1, rows_BFTD.shape[-1])).flatten(1, 2)
-    if kept < ALL and float(torch.rand((), generator=random)) < 0.5:
+    if kept < ALL and not clean and float(torch.rand((), generator=random)) < 0.5:
         tokens = _blur(tokens, random)
     return tokens
 
@@ -151,16 +156,16 @@ def train_language(
         "head": model.lm_head,
     }
     run = Run(parts, rate, steps, 0.06, 0.05, state)
-    counts = torch.tensor([count for count, _ in PATCHES_KEPT])
-    shares = torch.tensor([share for _, share in PATCHES_KEPT])
     right: defaultdict[int, list[float]] = defaultdict(list)
-    began, first = time.monotonic(), run.step
+    began, before = time.monotonic(), run.step
     while run.step < steps:
         random = run.draws(seed)
-        kept = int(counts[torch.multinomial(shares, 1, generator=random)])
+        first = run.step < FIRST_SHARE * steps
+        counts, shares = zip(*(FIRST_KEPT if first else PATCHES_KEPT), strict=True)
+        kept = counts[int(torch.multinomial(torch.tensor(shares), 1, generator=random))]
         clips = max(4, min(32, tokens_per_step // (FRAMES * (kept + 1))))
         clip_B = torch.randint(len(rows), (clips,), generator=random)
-        visual = drop(rows[clip_B], pool.owners[clip_B], kept, random).to(device)
+        visual = drop(rows[clip_B], pool.owners[clip_B], kept, random, clean=first).to(device)
         visual = visual + 0.05 * torch.randn(visual.shape, generator=random).to(device, visual.dtype)
         packed = _draw(pool, clip_B.tolist(), random, device)
         with torch.autocast(device.type, torch.bfloat16):
@@ -171,7 +176,7 @@ def train_language(
             right[type_].append(value)
         if run.step % LOG_EVERY == 0 or run.step == steps:
             shown = " ".join(f"{TYPES[t]} {sum(v) / len(v):.2f}" for t, v in sorted(right.items()))
-            each = (time.monotonic() - began) / (run.step - first)
+            each = (time.monotonic() - began) / (run.step - before)
             log(f"language {run.step}/{steps} loss {loss.item():.3f} {shown} {each:.2f} s/step")
             right.clear()
         if run.step % SAVE_EVERY == 0 or run.step == steps:

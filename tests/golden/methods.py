@@ -37,7 +37,7 @@ def _grid(patches: int) -> tuple[int, int]:
     return (side, side) if side * side == patches else (1, patches)
 
 
-def _prumerge_config(params: Mapping[str, Any], *, plus: bool) -> PruMergeConfig:
+def _prumerge_config(params: Mapping[str, Any], *, plus: bool, compat: bool = False) -> PruMergeConfig:
     adaptive = params.get("adaptive", True)
     scope = params.get("outlier_scope", "frame")
     return PruMergeConfig(
@@ -51,14 +51,14 @@ def _prumerge_config(params: Mapping[str, Any], *, plus: bool) -> PruMergeConfig
         scope=scope,
         duplicates=bool(params.get("duplicates", False)) and plus,
         int_truncation=bool(params.get("int_truncation", False)),
-        compat=True,
+        compat=compat,
     )
 
 
 def prumerge(case: Case) -> Outputs:
     """PruMerge and PruMerge+ from hidden rows, the CLS query and all keys."""
     build = PruMergePlus if case.method == "prumerge_plus" else PruMerge
-    config = _prumerge_config(case.params, plus=build.plus)
+    config = _prumerge_config(case.params, plus=build.plus, compat=case.tier == "quirk")
     hidden, keys = case.inputs["hidden"], case.inputs["k"]
     scores = cls_attention(case.inputs["q_cls"], keys, 1, "concat")
     reducer = build(config)
@@ -133,8 +133,10 @@ def trim(case: Case) -> Outputs:
     """TRIM from patches, the norm and the projection into the joint space, and a text."""
     p, x = case.params, case.inputs
     v = layer_norm(x["features"].float(), x["features"].shape[-1:], x["ln_weight"], x["ln_bias"], p["layernorm_eps"])
-    scope = "clip" if p["outlier_scope"] == "clip" else "frame"
     ratio = None if p["ratio"] == -1 else p["ratio"]
+    scope = p["outlier_scope"]
+    if ratio is not None and scope == "batch":
+        scope = "frame"  # a given ratio needs no fence, so there is nothing to pool
     frames = len(x["features"])
     tokens = VisualTokens(
         features=x["features"],
@@ -144,7 +146,9 @@ def trim(case: Case) -> Outputs:
         captures={},
         clip_space=v @ x["proj_weight"].T,
     )
-    reducer = Trim(TrimConfig(ratio=ratio, score=p["score"], scope=scope))
+    aggregate = p.get("aggregate_token", "mean") == "mean"
+    config = TrimConfig(ratio=ratio, score=p["score"], scope=scope, aggregate=aggregate, compat=case.tier == "quirk")
+    reducer = Trim(config)
     out = _selection(reducer.reduce(tokens, TextQuery(embedding=x["text"])), tokens, scope)
     text = x["text"].expand(frames, -1)
     score = text_scores(tokens.clip_space, text, p["score"])
@@ -187,7 +191,7 @@ def hired(case: Case) -> Outputs:
         alpha=p["alpha"],
         budget_mode=p["budget_mode"],
         swapped_grid=p.get("swapped_grid", False),
-        compat=True,
+        compat=case.tier == "quirk",
     )
     mask, budgets = partition_masks(early[0], late, layout, (side, side), config)
     part, patch = stitched(mask, layout, (side, side), tuple(p["image_size"]), config)
