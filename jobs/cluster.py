@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,10 +45,13 @@ def cluster(config: ClusterConfig) -> Iterator[float]:
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except ConnectionError as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
+    for number, handler in handlers.items():  # Ray 2.60 puts its own in place, which exit at once
+        signal.signal(number, handler)
     try:
         _quiet()
         yield float(ray.cluster_resources().get("CPU", 1))

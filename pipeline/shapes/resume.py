@@ -1,5 +1,6 @@
 """Save and load the state of a training run: weights, optimiser and step, in one safetensors file."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ class Run:
         self.optimiser = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=weight_decay, betas=(0.9, 0.98))
         done = self._load()
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rate, total_steps=steps, pct_start=warm_up)
-        for _ in range(done):
-            self.schedule.step()
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of steps without the optimiser's: meant
+            for _ in range(min(done, steps - 1)):
+                self.schedule.step()
         self.step = done
 
     def descend(self, loss: Tensor) -> None:

@@ -31,7 +31,7 @@ ALL = PATCHES**2
 PATCHES_KEPT = ((6, 0.1), (12, 0.25), (24, 0.25), (40, 0.15), (ALL, 0.25))
 """Patches per frame that a step keeps, with how often."""
 FIRST_KEPT, FIRST_SHARE = ((10, 0.5), (16, 0.5)), 0.55
-"""The same for the first share of all steps: what shows something and little else, so that looking things up is learned soon."""
+"""The same for the first share of all steps: what shows something and little else, so that look-ups are learned soon."""
 WEIGHTS = {0: 2.0, 1: 1.5, 2: 3.0, 3: 0.8, 4: 1.0, 5: 1.0, 6: 1.2, 7: 1.5}
 """How likely a question of a type is drawn, beside the others of its clip."""
 QUESTIONS = 12

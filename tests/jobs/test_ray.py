@@ -112,6 +112,22 @@ def test_a_driver_killed_in_the_middle_loses_nothing_and_doubles_nothing(tmp_pat
     assert (report.problems, report.entries) == ([], 24)
 
 
+def test_a_terminated_driver_says_so_and_leaves_the_rest_to_the_next_run(tmp_path: Path, model: str, ray_folder: str) -> None:
+    """SIGTERM while Ray runs: whole units, exit 3 and a report, though Ray would have the process end at once."""
+    folder, store = clips(tmp_path / "clips", 30), tmp_path / "store"
+    args = ["encode", str(folder), "--store", str(store), "--model", model, "--reducer", "spatial(k=4)"]
+    job = start(ray_folder, *args, "--videos-per-unit", "2", "--batch-clips", "1")
+    deadline = time.monotonic() + 200
+    while not list(store.rglob("index/*/*.parquet")) and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)  # until the first unit is committed
+    job.terminate()
+    told = finished(job)
+    assert job.returncode == told["exit_code"] == 3
+    assert 0 < told["committed"] < 30
+    assert told["left"] == 30 - told["committed"]
+    assert not verify(*open_root(str(store))).problems
+
+
 def test_two_runs_of_the_same_job_at_once_commit_each_video_once(tmp_path: Path, model: str, ray_folder: str) -> None:
     """A double submit costs time, never an entry."""
     folder, store = clips(tmp_path / "clips", 8), str(tmp_path / "store")
