@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 OPTIONS = {"protocol_whitelist": "file", "enable_drefs": "0", "max_streams": "64"}
 """For every demuxer: no network, no references to other files."""
+SEEK_ABOVE = 300
+"""Longer videos, in frames, are not decoded from beginning to end if seeking gives the same frames."""
 DECORD_CODECS = frozenset({"h264", "vp8", "vp9", "mpeg4"})
 DECORD_FORMATS = frozenset({"yuv420p", "yuvj420p"})
 
@@ -55,6 +57,8 @@ class Probe:
     """Packets of the stream that hold something to show."""
     hidden: int
     """Packets that an edit list hides."""
+    times: tuple[int, ...]
+    """Presentation times of the shown packets in stream ticks, rising; empty where some have none or share one."""
 
 
 def load_libraries() -> None:
@@ -68,7 +72,8 @@ def read_clip(path: Path, demuxer: str, config: DecodeConfig) -> Clip:
     """Return the sampled frames of a video. Raises VideoError."""
     found = probe(path, demuxer, config)
     if config.decoder == "pyav" or not _decord_is_right(found):
-        return _read_pyav(path, demuxer, found, config)
+        long = found.packets > SEEK_ABOVE and not found.hidden and found.times
+        return (long and _read_seeking(path, demuxer, found, config)) or _read_pyav(path, demuxer, found, config)
     try:
         return _read_decord(path, found, config)
     except VideoError:
@@ -87,13 +92,26 @@ def probe(path: Path, demuxer: str, config: DecodeConfig) -> Probe:
         for length_s in (_seconds(container.duration, av.time_base), _seconds(stream.duration, stream.time_base)):
             if length_s > config.max_duration_s:
                 raise VideoError("TOO_LARGE", f"{length_s:.0f} s long, more than {config.max_duration_s} s")
-        counts: Counter[bool] = Counter()
-        for packet in _packets(container, stream):
-            counts[packet.is_discard] += 1
-        if not counts:
-            raise VideoError("CORRUPT", "the video stream holds no packet")
-        pixels = context.pix_fmt or ""
-        return Probe(codec=context.name, pixel_format=pixels, packets=counts[False], hidden=counts[True])
+        return _counted(container, stream)
+
+
+def _counted(container: Any, stream: Any) -> Probe:
+    """Count the packets of a stream. Any: PyAV's types are compiled."""
+    counts: Counter[bool] = Counter()
+    times: list[int | None] = []
+    for packet in _packets(container, stream):
+        counts[packet.is_discard] += 1
+        times += [] if packet.is_discard else [packet.pts]
+    if not counts:
+        raise VideoError("CORRUPT", "the video stream holds no packet")
+    known = sorted(time for time in times if time is not None)
+    return Probe(
+        codec=stream.codec_context.name,
+        pixel_format=stream.codec_context.pix_fmt or "",
+        packets=counts[False],
+        hidden=counts[True],
+        times=tuple(known) if len(set(known)) == len(times) else (),
+    )
 
 
 def _decord_is_right(found: Probe) -> bool:
@@ -117,6 +135,7 @@ def _video_stream(container: Any) -> Any:
         raise VideoError("NO_VIDEO_STREAM", "the file has no video stream")
     if stream.codec_context is None:
         raise VideoError("UNSUPPORTED_CODEC", "no decoder for the video stream")
+    stream.thread_type = "NONE"  # frame threads drop frames beside a broken packet, and not always the same ones
     return stream
 
 
@@ -156,6 +175,40 @@ def _read_decord(path: Path, found: Probe, config: DecodeConfig) -> Clip:
     return _clip(frames[places], [float(times[place]) for place in places], "decord", wanted)
 
 
+def _read_seeking(path: Path, demuxer: str, found: Probe, config: DecodeConfig) -> Clip | None:
+    """Decode from the keyframe before each sampled frame; None where a frame does not come out at its time.
+
+    The same frames as decoding everything, in a fraction of the time for a long video. Frames that refer back over a
+    keyframe do not come out after a seek, a broken packet shifts what is counted, and a file without an index cannot be
+    sought in: then everything is decoded.
+    """
+    wanted = frame_indices(found.packets, config.frames, config.policy)
+    kept: dict[int, npt.NDArray[np.uint8]] = {}
+    try:
+        with _opened(path, demuxer) as container:
+            stream = _video_stream(container)
+            for index in sorted(set(wanted)):
+                container.seek(found.times[index], stream=stream)
+                frames = _frames(container, stream, strict=True)
+                frame = next((f for f in frames if f.pts is None or f.pts >= found.times[index]), None)
+                if frame is None or frame.pts != found.times[index]:
+                    return None
+                kept[index] = _upright(frame, frame.width, frame.height)
+            base = stream.time_base
+    except (av.error.FFmpegError, VideoError):
+        return None
+    if len({pixels.shape for pixels in kept.values()}) != 1:
+        return None
+    times = [float((found.times[index] - found.times[0]) * base) for index in wanted]
+    return _clip(np.stack([kept[index] for index in wanted]), times, "pyav", wanted)
+
+
+def _upright(frame: Any, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Return RGB pixels (H, W, 3) of a frame, scaled to a size, turned as its metadata asks. Any: PyAV's compiled frame."""
+    pixels = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    return np.rot90(pixels, (frame.rotation // 90) % 4)
+
+
 def _read_pyav(path: Path, demuxer: str, found: Probe, config: DecodeConfig) -> Clip:
     """Decode everything in order and keep the sampled frames; a second time if the count was not what the packets said."""
     total = max(found.packets, 1)
@@ -186,22 +239,19 @@ def _decode(
                 if frame.width * frame.height > max_pixels:
                     raise VideoError("TOO_LARGE", f"a frame of {frame.width} x {frame.height} px")
                 shape = shape or (frame.width, frame.height)
-                pixels = frame.reformat(width=shape[0], height=shape[1], format="rgb24").to_ndarray()
-                kept[counted] = np.rot90(pixels, (frame.rotation // 90) % 4), time_s - first_s
+                kept[counted] = _upright(frame, *shape), time_s - first_s
             counted += 1
     return kept, counted
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield decoded frames, going on after packets that cannot be decoded. Any: PyAV's types are compiled."""
-    stream.thread_type = "NONE"  # frame threads drop frames beside a broken packet, and not always the same ones
+def _frames(container: Any, stream: Any, *, strict: bool = False) -> Iterator[Any]:
+    """Yield decoded frames, going on after packets that cannot be decoded unless `strict`. Any: PyAV's types are compiled."""
     for packet in _packets_or_none(container, stream):
         try:
             yield from stream.codec_context.decode(packet)
-        except av.error.InvalidDataError:
-            continue
         except av.error.FFmpegError as error:
-            raise VideoError("CORRUPT", _said(error)) from error
+            if strict or not isinstance(error, av.error.InvalidDataError):
+                raise VideoError("CORRUPT", _said(error)) from error
 
 
 def _packets_or_none(container: Any, stream: Any) -> Iterator[Any]:

@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline import decoders
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig, decode_spec
 from pipeline.errors import VIDEO_CODES, ConfigError
 from pipeline.pixels import fit_square
 from pipeline.sampling import frame_indices
 from pipeline.schema import CORPUS, DECODED
+from pipeline.sources import demuxer_of
 
 VIDEOS = Path(__file__).parents[1] / "videos"
 GOOD = {
@@ -82,6 +84,38 @@ def test_sampled_frames_are_those_of_full_sequential_decoding(name: str, policy:
         distance = np.abs(ours[place] - expected[place]).mean()
         others = fit_square(np.stack([everything[i] for i in neighbours]), 56) if neighbours else []
         assert all(distance <= np.abs(ours[place] - other).mean() + 0.5 for other in others)
+
+
+@pytest.mark.parametrize("name", [*GOOD, "long hevc", "long av1"])
+@pytest.mark.parametrize("policy", ["linspace", "arange"])
+def test_seeking_gives_the_frames_of_full_decoding_or_steps_back(name: str, policy: str, tmp_path: Path) -> None:
+    """Bit for bit where it answers; a file in which frames refer back over a keyframe is left to full decoding."""
+    path = VIDEOS / name if name in GOOD else long_video(tmp_path / "long.mkv", name.split()[1])
+    config = DecodeConfig(policy=policy, decoder="pyav")
+    demuxer = demuxer_of(path.read_bytes()[:4096])
+    found = decoders.probe(path, demuxer, config)
+    fast = decoders._read_seeking(path, demuxer, found, config) if found.times and not found.hidden else None
+    if fast is None:
+        assert name in ("discard_first_keyframe.mp4", "corrupted.mp4", "h265_video.mp4")
+        return
+    slow = decoders._read_pyav(path, demuxer, found, config)
+    assert (fast.frames == slow.frames).all()
+    assert fast.timestamps_s == pytest.approx(slow.timestamps_s)
+
+
+def long_video(path: Path, codec: str) -> Path:
+    """600 frames with a keyframe every 100, each frame another picture."""
+    names = {"hevc": ("libx265", {"x265-params": "keyint=100:log-level=none", "preset": "ultrafast"}), "av1": ("libsvtav1", {})}
+    encoder, options = names[codec]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(encoder, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 128, 96, "yuv420p", 100
+        for number in range(600):
+            picture = np.zeros((96, 128, 3), np.uint8)
+            picture[:, : number % 128] = (number % 251, 255 - number % 200, number // 3)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
 
 
 def test_a_clip_of_a_short_video_says_how_many_frames_repeat(stage: Decode) -> None:
