@@ -80,7 +80,7 @@ def _train(job: TrainJob, pool: "Pool", device: str) -> dict[str, dict[str, floa
     """Train, save the checkpoint, and return accuracy on held-out clips by patches kept and type."""
     from pipeline.shapes import model as shapes
     from pipeline.shapes.pool import make_pool
-    from pipeline.shapes.train_language import ALL, held_out_accuracy, tower_rows, train_language
+    from pipeline.shapes.train_language import ALL, held_out_accuracy, start_projector, tower_rows, train_language
     from pipeline.shapes.train_tower import TowerHeads, train_tower
 
     state = Path(job.out) / "state"
@@ -100,6 +100,7 @@ def _train(job: TrainJob, pool: "Pool", device: str) -> dict[str, dict[str, floa
         state=state / "tower.safetensors",
     )
     rows, held_out = tower_rows(tower, pool, seed=1), make_pool(range(job.held_out), job.threads)
+    start_projector(model.model.multi_modal_projector, heads, rows, pool.owners)
     kept = state / "language.safetensors"
     train_language(model, rows, pool, steps=job.language_steps, rate=1e-3, seed=job.seed, log=logger.info, state=kept)
     seen = tower_rows(tower, held_out, seed=2)

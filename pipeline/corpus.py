@@ -5,7 +5,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.datasets import optional_text, read_records
 from pipeline.errors import ConfigError
 from pipeline.schema import CORPUS
-from pipeline.sources import source_hint
+from pipeline.sources import local_path, source_hint
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}" for name in (
@@ -105,12 +105,13 @@ def _hints(uris: Iterable[str], storage_options: Mapping[str, Any] | None) -> li
 
 def _hint(uri: str, storage_options: Mapping[str, Any] | None) -> str:
     try:
-        if "://" not in uri:
-            known = Path(uri).stat()
+        path = local_path(uri)
+        if path is not None:
+            known = path.stat()
             info = {"size": known.st_size, "mtime": known.st_mtime}
             return source_hint(info) if stat.S_ISREG(known.st_mode) else "{}"
-        fs, path = fsspec.core.url_to_fs(uri, **(storage_options or {}))
-        return source_hint(fs.info(path))
+        fs, name = fsspec.core.url_to_fs(uri, **(storage_options or {}))
+        return source_hint(fs.info(name))
     except (OSError, ValueError, ImportError):
         return "{}"  # the decode stage meets the same fault and gives it a class
 

@@ -58,7 +58,7 @@ def fetch(uri: str, into: Path, max_bytes: int, storage_options: Mapping[str, An
     """
     digest, size, head = hashlib.sha256(), 0, b""
     try:
-        with fsspec.open(uri, "rb", **(storage_options or {})) as source, into.open("wb") as copy:
+        with _open(uri, storage_options) as source, into.open("wb") as copy:
             while chunk := source.read(CHUNK_BYTES):
                 head = head or chunk[:HEAD_BYTES]
                 size += len(chunk)
@@ -73,6 +73,19 @@ def fetch(uri: str, into: Path, max_bytes: int, storage_options: Mapping[str, An
     if size == 0:
         raise VideoError("EMPTY", "the file has 0 bytes")
     return Fetched(path=into, sha256=digest.hexdigest(), bytes=size, demuxer=demuxer_of(head))
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the path of a URI on local disk, None elsewhere. Names with `::` or `*` are names here, not fsspec's chains."""
+    if uri.startswith("file://"):
+        return Path(uri.removeprefix("file://"))
+    return None if "://" in uri else Path(uri)
+
+
+def _open(uri: str, storage_options: Mapping[str, Any] | None) -> Any:
+    """Return a readable file, a context manager. Any: fsspec's files are untyped."""
+    path = local_path(uri)
+    return fsspec.open(uri, "rb", **(storage_options or {})) if path is None else path.open("rb")
 
 
 def demuxer_of(head: bytes) -> str:

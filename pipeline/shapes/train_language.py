@@ -16,20 +16,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModel, VideoLlavaForConditionalGeneration
 
 from pipeline.shapes.model import BOS, build_tokenizer
 from pipeline.shapes.pool import FRAMES, Pool
 from pipeline.shapes.questions import TYPES
 from pipeline.shapes.resume import Run
-from pipeline.shapes.train_tower import LOG_EVERY, SAVE_EVERY, augment, normalise
+from pipeline.shapes.train_tower import LOG_EVERY, SAVE_EVERY, TowerHeads, augment, normalise
 from pipeline.shapes.world import PATCHES
 
 ALL = PATCHES**2
 """Patches of a frame."""
 PATCHES_KEPT = ((6, 0.1), (12, 0.25), (24, 0.25), (40, 0.15), (ALL, 0.25))
 """Patches per frame that a step keeps, with how often."""
+SAMPLE_CLIPS = 200
 FIRST_KEPT, FIRST_SHARE = ((10, 0.5), (16, 0.5)), 0.55
 """The same for the first share of all steps: what shows something and little else, so that look-ups are learned soon."""
 WEIGHTS = {0: 2.0, 1: 1.5, 2: 3.0, 3: 0.8, 4: 1.0, 5: 1.0, 6: 1.2, 7: 1.5}
@@ -134,6 +135,23 @@ def _blur(tokens_BVD: Tensor, random: torch.Generator) -> Tensor:
     mean = tokens_BVD[:, others].mean(1)
     share = torch.rand(count, generator=random) * (torch.rand(count, generator=random) < 0.2)
     return tokens_BVD + (share[:, None] * mean.float()).to(tokens_BVD.dtype)
+
+
+@torch.no_grad()
+def start_projector(projector: nn.Module, heads: TowerHeads, rows_CFTD: Tensor, owner_CFN: Tensor) -> None:
+    """Let the projector begin with what the tower's heads read from a row: colour, shape and place, all of one size.
+
+    The directions in which a row tells its place vary little beside those of its colour; a random projector hides them
+    from the language model for thousands of steps. `linear_1` takes the heads as its first rows, the place with both signs.
+    """
+    weight = torch.cat([heads.kind.weight, heads.centre.weight, -heads.centre.weight])
+    bias = torch.cat([heads.kind.bias, heads.centre.bias, -heads.centre.bias])
+    shown = rows_CFTD[:SAMPLE_CLIPS, :, 1:][owner_CFN[:SAMPLE_CLIPS] > 0].to(weight.device, weight.dtype)
+    size = (shown @ weight.T + bias).std(0) / 1.5
+    first, second = projector.get_submodule("linear_1"), projector.get_submodule("linear_2")
+    first.get_parameter("weight")[: len(weight)] = weight / size[:, None]
+    first.get_parameter("bias")[: len(weight)] = bias / size
+    second.get_parameter("weight").normal_(0, 0.1)
 
 
 def train_language(

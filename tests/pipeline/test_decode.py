@@ -159,6 +159,15 @@ def test_every_bad_input_is_a_row_with_its_class(stage: Decode, tmp_path: Path) 
     assert stage(corpus(*uris)).schema == DECODED
 
 
+@pytest.mark.parametrize("name", ["a[1]*.mov", "-x ü #1.mov", "q?x=1%20.mov", "a::b.mov", " .mov"])
+def test_a_file_may_have_any_name(stage: Decode, tmp_path: Path, name: str) -> None:
+    """Characters that mean something to globs, URLs or fsspec are part of the name, by path and by directory."""
+    (tmp_path / name).write_bytes((VIDEOS / "unordered.mov").read_bytes())
+    listed = read_corpus(str(tmp_path))
+    assert stage(listed)["error_class"].to_pylist() == [None]
+    assert stage(corpus(str(tmp_path / name)))["error_class"].to_pylist() == [None]
+
+
 def test_limits_are_flags_and_name_themselves(tmp_path: Path) -> None:
     """Bytes, pixels and seconds each refuse a video that is fine otherwise."""
     for limit in ({"max_bytes": 1000}, {"max_pixels": 1000}, {"max_duration_s": 0.5}):
