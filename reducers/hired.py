@@ -1,12 +1,13 @@
 """HiRED: share a budget over partitions, and keep in each the patches that CLS attends to most.
 
-Built so far: the video form, where a partition is a frame. Sub-images of one picture are not a part of this file yet.
+The video form, where a partition is a frame; `hired_image` has the sub-images of one picture.
 
-Shapes: F frames, N patches.
+Shapes: F frames, V clips, N patches.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from math import ceil, sqrt
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,16 +18,17 @@ from reducers.base import (
     Capture,
     Fingerprinted,
     ReducedTokens,
+    ReducerError,
     Slots,
     TextQuery,
     VisualTokens,
     assemble,
     check_finite,
-    frames_in_clip,
     rank_of,
     ranked,
     share_to_count,
 )
+from reducers.budgets import allocate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +39,22 @@ class HiRedConfig:
     """Share of all patches of a clip that is kept."""
     spatial_tokens: int = 0
     """Also keep every (N / spatial_tokens)-th patch of each frame."""
+    frame_score: Literal["uniform", "mosaic"] = "uniform"
+    """uniform: the same for each frame. mosaic: by early attention over a contact sheet, see `reduce_by_score`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1 or self.spatial_tokens < 0:
-            raise BudgetError(f"expected rate in (0, 1] and spatial_tokens >= 0, got {self.rate}, {self.spatial_tokens}")
+            got = f"{self.rate} and {self.spatial_tokens}"
+            raise BudgetError(f"expected rate in (0, 1] and spatial_tokens >= 0, got {got}")
 
 
 @dataclass(frozen=True)
 class HiRed(Fingerprinted):
-    """Keeps the same number of best-attended patches in each frame, as many over a clip as the rate allows.
+    """Keeps the best-attended patches of each frame, as many over a clip as the rate allows.
 
     Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; REDUCERS.md sections 5.7 and 6.
-    Departs: for video, budgets are shared over frames evenly and to the last token.
+    Departs: for video, budgets are shared over frames to the last token, evenly or by a contact sheet; a clip keeps at
+    least one.
     """
 
     config: HiRedConfig
@@ -61,9 +67,17 @@ class HiRed(Fingerprinted):
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
         """Return the kept patches unchanged, ascending in each frame."""
+        if self.config.frame_score == "mosaic":
+            raise ReducerError("frame_score=mosaic needs a score per frame: one more tower pass, over a contact sheet")
+        return self.reduce_by_score(tokens, torch.ones(len(tokens.features)))
+
+    def reduce_by_score(self, tokens: VisualTokens, weight_F: Tensor) -> ReducedTokens:
+        """Return the same with budgets in proportion to a score of each frame, see `frame_scores`."""
         check_finite(tokens)
+        if weight_F.shape != (len(tokens.features),):
+            raise ReducerError(f"expected {len(tokens.features)} scores, one per frame, got {tuple(weight_F.shape)}")
         score_FN = tokens.capture(self.late)
-        mask_FN = best_attended(score_FN, _even_budgets(tokens, self.config.rate), self.config.spatial_tokens)
+        mask_FN = best_attended(score_FN, _budgets(tokens, weight_F, self.config.rate), self.config.spatial_tokens)
         every = torch.arange(mask_FN.shape[1], device=mask_FN.device).expand_as(mask_FN)
         ones = torch.ones(mask_FN.shape, device=mask_FN.device)
         kept = Slots(features=tokens.features, valid=mask_FN, anchor=every, kind=KEPT, size=ones)
@@ -80,12 +94,33 @@ def best_attended(score_FN: Tensor, budget_F: Tensor, spatial_tokens: int = 0) -
     return mask_FN
 
 
-def _even_budgets(tokens: VisualTokens, rate: float) -> Tensor:
-    """Share int(F * N * rate), at least one, of each clip over its frames (F,), the first ones taking what is left."""
-    clip_F, number_F = frames_in_clip(tokens.clip_ptr)
-    frames_V = (tokens.clip_ptr[1:] - tokens.clip_ptr[:-1]).tolist()
+def region_sums(score_N: Tensor, layout: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Return the sum of scores in each region (rows * columns,) of a picture cut by `layout`, raster order, float64."""
+    index_N = torch.arange(len(score_N), device=score_N.device)
+    row_N = torch.div(torch.div(index_N, grid[1], rounding_mode="floor") * layout[0], grid[0], rounding_mode="floor")
+    column_N = torch.div(index_N % grid[1] * layout[1], grid[1], rounding_mode="floor")
+    sums = torch.zeros(layout[0] * layout[1], dtype=torch.float64, device=score_N.device)
+    return sums.index_add_(0, row_N * layout[1] + column_N, score_N.double())
+
+
+def sheet_layout(frames: int) -> tuple[int, int]:
+    """Return rows and columns of a contact sheet: as square as can be, rather wide than high."""
+    columns = ceil(sqrt(frames))
+    return ceil(frames / columns), columns
+
+
+def frame_scores(early_N: Tensor, frames: int, grid: tuple[int, int]) -> Tensor:
+    """Return a score for each frame of a clip (frames,): CLS attention of block 0 to its tile of the contact sheet.
+
+    Source: REDUCERS.md section 6, the counterpart of the full image. Published code has no video form.
+    """
+    return region_sums(early_N, sheet_layout(frames), grid)[:frames]
+
+
+def _budgets(tokens: VisualTokens, weight_F: Tensor, rate: float) -> Tensor:
+    """Share int(F * N * rate), at least one, of each clip over its frames (F,) in proportion to their weights."""
     patches = tokens.features.shape[1]
-    totals_V = [max(1, share_to_count(frames * patches, rate)) for frames in frames_V]
-    total_F = torch.tensor(totals_V, device=clip_F.device)[clip_F]
-    frames_F = torch.tensor(frames_V, device=clip_F.device)[clip_F]
-    return total_F // frames_F + (number_F < total_F % frames_F)
+    lengths_V = (tokens.clip_ptr[1:] - tokens.clip_ptr[:-1]).tolist()
+    clips = weight_F.cpu().split(lengths_V)
+    shares = [allocate(max(1, share_to_count(len(clip_F) * patches, rate)), clip_F, patches) for clip_F in clips]
+    return torch.cat(shares).to(tokens.features.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reducers.base import BudgetError, ReducerError, ranked, share_to_count
 from reducers.budgets import allocate
-from reducers.hired import best_attended
+from reducers.hired import best_attended, region_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,7 @@ def sub_budgets(
         marks[ranked(early_N)[: share_to_count(patches, 1 - config.alpha)]] = 1
         count = marks.view(parts, -1).sum(1)
         return (count / count.sum().clamp(min=1) * total).long().clamp(max=patches)
-    index = torch.arange(patches, device=early_N.device)
-    row = torch.div(torch.div(index, grid[1], rounding_mode="floor") * layout[0], grid[0], rounding_mode="floor")
-    column = torch.div(index % grid[1] * layout[1], grid[1], rounding_mode="floor")
-    weights = torch.zeros(parts, dtype=torch.float64, device=early_N.device)
-    weights.index_add_(0, row * layout[1] + column, early_N.double())
-    return allocate(total, weights, patches)
+    return allocate(total, region_sums(early_N, layout, grid), patches)
 
 
 def partition_masks(

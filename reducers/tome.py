@@ -8,7 +8,7 @@ Shapes: F frames, T rows now, A = ceil(T / 2) even rows, B odd rows, r merged, d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,14 +35,25 @@ from reducers.base import (
 class ToMeConfig:
     """Parameters of `tome`."""
 
-    keep: int = 32
-    """Tokens left of each frame after the tower, CLS not counted; halving per block is the fastest that is possible."""
+    keep: int | None = None
+    """Tokens left of each frame, CLS not counted; 32 unless `r` is given. A block can at most halve them."""
+    r: int | None = None
+    """Tokens that each block merges, instead of `keep`."""
+    inflection: float = 0.0
+    """How `r` changes over the blocks: 0 not at all, -1 falls from 2 * r to 0, 1 rises from 0 to 2 * r."""
     prop_attn: bool = True
     """Count a merged row in attention as often as it stands for a patch."""
+    order: Literal["produced", "spatial"] = "produced"
+    """spatial: by the first patch behind each token."""
 
     def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise BudgetError(f"expected keep of at least 1, got {self.keep}")
+        if self.keep is not None and self.r is not None:
+            raise BudgetError("expected keep or r, not both")
+        object.__setattr__(self, "keep", 32 if self.keep is None and self.r is None else self.keep)
+        if (self.keep is not None and self.keep < 1) or (self.r is not None and self.r < 0):
+            raise BudgetError(f"expected keep >= 1 or r >= 0, got {self.keep} and {self.r}")
+        if not -1 <= self.inflection <= 1 or (self.inflection and self.r is None):
+            raise BudgetError(f"expected inflection in [-1, 1], and only with r, got {self.inflection}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +147,9 @@ class ToMe(Fingerprinted):
 
     def schedule(self, patches: int, blocks: int) -> list[int]:
         """Return how many rows each block merges."""
-        return even_schedule(patches, self.config.keep, blocks)
+        if self.config.r is not None:
+            return schedule((self.config.r, self.config.inflection), blocks)
+        return even_schedule(patches, self.config.keep or patches, blocks)
 
     def reduced(self, tokens: VisualTokens, x_FKD: Tensor, size_FK: Tensor, slot_FN: Tensor) -> ReducedTokens:
         """Return the merged rows of all clips.
@@ -151,6 +164,10 @@ class ToMe(Fingerprinted):
         patches = slot_FN.shape[1]
         index_N = torch.arange(patches, device=x_FKD.device).expand(frames, -1)
         first_FK = torch.full((frames, kept), patches, device=x_FKD.device).scatter_reduce_(1, slot_FN, index_N, "amin")
+        if self.config.order == "spatial":
+            order_FK = first_FK.argsort(dim=1)
+            first_FK, size_FK = first_FK.gather(1, order_FK), size_FK.gather(1, order_FK)
+            x_FKD, slot_FN = x_FKD.gather(1, order_FK[..., None].expand_as(x_FKD)), rank_of(order_FK).gather(1, slot_FN)
         valid = torch.ones(frames, kept, dtype=torch.bool, device=x_FKD.device)
         position = self._positions(tokens, slot_FN, size_FK)
         slots = Slots(features=x_FKD, valid=valid, anchor=first_FK, kind=MERGED, size=size_FK, position=position)

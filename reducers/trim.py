@@ -98,10 +98,8 @@ class Trim(Fingerprinted):
     def _kept(self, share_RM: Tensor, valid_RM: Tensor) -> Tensor:
         """Return which patches of each row are kept (R, M)."""
         c = self.config
-        if c.ratio is None:
-            count_R = _outliers(share_RM, valid_RM, c)
-        else:
-            count_R = (valid_RM.sum(1).double() * c.ratio).long()
+        fixed_R = (valid_RM.sum(1).double() * (c.ratio or 0.0)).long()
+        count_R = _outliers(share_RM, valid_RM, c) if c.ratio is None else fixed_R
         count_R = count_R if c.aggregate else count_R.clamp(min=1)
         return top_mask(share_RM.masked_fill(~valid_RM, -torch.inf), count_R) & valid_RM
 

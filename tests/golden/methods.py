@@ -21,6 +21,7 @@ from reducers.tome import match, merge, schedule
 from reducers.trim import Trim, TrimConfig, text_scores
 from reducers.visionzip import VisionZip, VisionZipConfig
 from tests.golden.cases import Case
+from tests.golden.video_methods import METHODS as VIDEO
 
 Outputs = dict[str, Tensor]
 
@@ -120,7 +121,8 @@ def _zipped(reduced: ReducedTokens, tokens: VisualTokens) -> Outputs:
     frames, patches = tokens.features.shape[:2]
 
     def indices(kind: int) -> Tensor:
-        return (reduced.anchor[reduced.kind == kind].long() % patches).view(frames, -1)
+        index = reduced.anchor[reduced.kind == kind].long() % patches
+        return index.view(frames, len(index) // frames)
 
     return {
         "tokens": reduced.features.view(frames, -1, reduced.features.shape[1]),
@@ -194,7 +196,9 @@ def hired(case: Case) -> Outputs:
         compat=case.tier == "quirk",
     )
     mask, budgets = partition_masks(early[0], late, layout, (side, side), config)
-    part, patch = stitched(mask, layout, (side, side), tuple(p["image_size"]), config)
+    part, patch = mask.nonzero(as_tuple=True)
+    if p.get("order", "partition") == "stitched":
+        part, patch = stitched(mask, layout, (side, side), tuple(p["image_size"]), config)
     tokens = x["features"][part, patch]
     return {"early_attn_head_sum": early, "late_attn_head_sum": late, "mask": mask, "budgets": budgets, "tokens": tokens}
 
@@ -296,4 +300,5 @@ ADAPTERS: Mapping[str, Callable[[Case], Outputs]] = {
     "tome_match": tome_match,
     "tome_vit": tome_vit,
     "visionzip_received": visionzip_received,
+    **VIDEO,
 }

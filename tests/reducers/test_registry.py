@@ -37,6 +37,11 @@ def test_values_are_parsed_by_their_types() -> None:
         ("prumerge(residual=perhaps)", "bool"),
         ("visionzip(dominant=0)", "dominant"),
         ("hired(rate=2)", "rate"),
+        ("hired(frame_score=loud)", "uniform|mosaic"),
+        ("trim(ratio=0)", "ratio"),
+        ("trim(scope=batch)", "compat"),
+        ("tome(keep=8, r=2)", "not both"),
+        ("visionzip(score=loud)", "cls|received"),
     ],
 )
 def test_a_wrong_spec_is_refused_with_what_is_known(spec: str, said: str) -> None:

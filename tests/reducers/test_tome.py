@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.vision import Tower
-from reducers.base import ReducerError
+from reducers.base import BudgetError, ReducerError
 from reducers.registry import parse
-from reducers.tome import even_schedule, match, merge, schedule
+from reducers.tome import ToMeConfig, even_schedule, match, merge, schedule
 from tests.models import tiny_checkpoint
 
 
@@ -40,6 +40,34 @@ def test_a_merge_keeps_all_mass_and_never_merges_cls(rows: int, r: int, seed: in
     if class_token:
         assert (found.slot[:, 0] == 0).all()
         torch.testing.assert_close(merged[:, 0], x[:, 0])
+
+
+@given(rows=st.integers(2, 24), r=st.integers(1, 12), seed=st.integers(0, 1000), class_token=st.booleans())
+def test_matching_equals_a_loop_over_rows(rows: int, r: int, seed: int, class_token: bool) -> None:
+    """Each even row names its most similar odd row; the best pairs merge, the others keep their order."""
+    metric = torch.randn(1, rows, 4, generator=torch.Generator().manual_seed(seed))
+    unit = metric[0] / metric[0].norm(dim=-1, keepdim=True)
+    even, odd = list(range(0, rows, 2)), list(range(1, rows, 2))
+    best = {}
+    for row in even[class_token:]:
+        best[row] = max((float(unit[row] @ unit[other]), -other) for other in odd)
+    by_likeness = sorted(best, key=lambda row: (-best[row][0], row))
+    merged = by_likeness[: min(r, (rows - class_token) // 2)]
+    left = [row for row in (even if class_token else by_likeness) if row not in merged]
+    place = {row: at for at, row in enumerate([*left, *odd])}
+    expected = [place[-best[row][1]] if row in merged else place[row] for row in range(rows)]
+    if merged:
+        assert match(metric, r, class_token=class_token).slot[0].tolist() == expected
+
+
+def test_half_precision_rows_are_averaged_in_float32() -> None:
+    """A thousand rows of 100 would not add up in float16."""
+    x = torch.full((1, 2000, 1), 100.0, dtype=torch.float16)
+    found = match(torch.ones(1, 2000, 2), 1000, class_token=False)
+    merged, size = merge(x, torch.ones(1, 2000), found)
+    assert merged.dtype == torch.float16
+    assert (merged == 100).all()
+    assert size[0, 0] == 1001
 
 
 def test_schedules_as_published() -> None:
@@ -74,6 +102,39 @@ def test_the_asked_number_of_tokens_is_left_of_each_frame(tower: Tower) -> None:
         assert torch.equal(owner.bincount(minlength=len(reduced.size[span])).float(), reduced.size[span])
         alone = tower.merged(frames(4)[first:last], parse("tome(keep=6)"), torch.tensor([0, last - first]))
         torch.testing.assert_close(alone.features, reduced.features[span], atol=1e-4, rtol=1e-4)
+
+
+def test_a_number_per_block_leaves_what_the_blocks_leave(tower: Tower) -> None:
+    """`r` in place of `keep`, falling to nothing or not."""
+    ends = torch.tensor([0, 2])
+    flat, falling = (tower.merged(frames(2), parse(f"tome({spec})"), ends) for spec in ("r=2", "r=2, inflection=-1"))
+    blocks = (16 - len(flat.features) // 2) // 2
+    assert blocks >= 1
+    assert len(falling.features) // 2 == 16 - sum(schedule((2, -1.0), blocks))
+
+
+def test_spatial_order_is_by_the_first_patch_behind_a_token(tower: Tower) -> None:
+    """The same tokens, anchors rising in each frame, owners following."""
+    ends = torch.tensor([0, 2])
+    orders = ("produced", "spatial")
+    plain, sorted_ = (tower.merged(frames(2), parse(f"tome(keep=6, order={order})"), ends) for order in orders)
+    assert plain.owner is not None
+    assert sorted_.owner is not None
+    order = plain.anchor.argsort()
+    assert torch.equal(sorted_.anchor, plain.anchor[order])
+    assert torch.equal(sorted_.features, plain.features[order])
+    assert torch.equal(sorted_.position, plain.position[order])
+    assert torch.equal(sorted_.anchor[sorted_.owner.long()], plain.anchor[plain.owner.long()])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"keep": 0}, {"r": -1}, {"keep": 8, "r": 2}, {"r": 2, "inflection": 1.5}, {"keep": 8, "inflection": 0.5}],
+)
+def test_budgets_without_meaning_are_refused(options: dict[str, float]) -> None:
+    """When the config is made."""
+    with pytest.raises(BudgetError):
+        ToMeConfig(**options)
 
 
 def test_it_refuses_to_run_on_finished_tokens() -> None:

@@ -1,0 +1,157 @@
+"""HiRED and its budgets against slow loops: frames of a clip, and sub-images of one picture."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reducers.base import BudgetError, ReducerError
+from reducers.budgets import allocate
+from reducers.hired import HiRed, HiRedConfig, best_attended, frame_scores, region_sums, sheet_layout
+from reducers.hired_image import HiRedImageConfig, partition_masks, stitched
+from reducers.registry import parse
+from tests.reducers.test_invariants import LENGTHS, tokens
+
+
+def allocate_loop(total: int, weights: list[float], cap: int) -> list[int]:
+    """Largest remainder, one token at a time."""
+    weights = weights if sum(weights) > 0 else [1.0] * len(weights)
+    exact = [total * weight / sum(weights) for weight in weights]
+    budgets = [min(cap, math.floor(share)) for share in exact]
+    order = sorted(range(len(exact)), key=lambda at: (-(exact[at] - math.floor(exact[at])), at))
+    while sum(budgets) < min(total, cap * len(weights)):
+        for at in order:
+            if budgets[at] < cap and sum(budgets) < min(total, cap * len(weights)):
+                budgets[at] += 1
+    return budgets
+
+
+@given(
+    total=st.integers(0, 200),
+    weights=st.lists(st.integers(0, 9), min_size=1, max_size=12),
+    cap=st.integers(1, 40),
+)
+def test_allocate_equals_handing_out_one_by_one(total: int, weights: list[int], cap: int) -> None:
+    """Exact sums, no part above its cap, ties to the lower part."""
+    got = allocate(total, torch.tensor(weights, dtype=torch.float32), cap).tolist()
+    assert got == allocate_loop(total, [float(weight) for weight in weights], cap)
+    assert sum(got) == min(total, cap * len(weights))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
+def test_allocate_refuses_weights_that_mean_nothing(wrong: float) -> None:
+    """An error at once, not a loop without end."""
+    with pytest.raises(BudgetError, match="finite weights"):
+        allocate(10, torch.tensor([1.0, wrong]), 8)
+
+
+@given(seed=st.integers(0, 1000), lengths=LENGTHS, rate=st.floats(0.01, 1.0))
+def test_even_budgets_differ_by_one_token_and_spend_the_rate(seed: int, lengths: tuple[int, ...], rate: float) -> None:
+    """Each frame keeps its best attended, ascending; the first frames take what does not divide."""
+    batch = tokens(seed, lengths)
+    reduced = HiRed(HiRedConfig(rate=rate)).reduce(batch)
+    scores, first = batch.capture(HiRed.late), 0
+    for clip, frames in enumerate(lengths):
+        total = max(1, int(frames * 16 * rate))
+        expected = []
+        for frame in range(frames):
+            budget = total // frames + (frame < total % frames)
+            row = scores[first + frame].tolist()
+            best = sorted(range(16), key=lambda at: (-row[at], at))[:budget]
+            expected += [frame * 16 + at for at in sorted(best)]
+        assert reduced.anchor[reduced.clip(clip)].tolist() == expected
+        first += frames
+
+
+@given(seed=st.integers(0, 1000), lengths=LENGTHS)
+def test_a_score_per_frame_shares_the_budget_of_each_clip_alone(seed: int, lengths: tuple[int, ...]) -> None:
+    """More tokens for a frame with more score, and no clip pays for another."""
+    batch = tokens(seed, lengths)
+    weight_F = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(seed))
+    reduced = parse("hired(rate=0.4, frame_score=mosaic)").reduce_by_score(batch, weight_F)
+    for clip, weights in enumerate(weight_F.split(lengths)):
+        frames = reduced.frame[reduced.clip(clip)].long().bincount(minlength=len(weights)).tolist()
+        assert frames == allocate_loop(max(1, int(len(weights) * 16 * 0.4)), weights.double().tolist(), 16)
+
+
+def test_the_mosaic_form_is_not_run_without_its_scores() -> None:
+    """One more tower pass is needed, which a reducer cannot make."""
+    reducer = parse("hired(frame_score=mosaic)")
+    with pytest.raises(ReducerError, match="contact sheet"):
+        reducer.reduce(tokens(0, (2,)))
+    with pytest.raises(ReducerError, match="2 scores, one per frame"):
+        reducer.reduce_by_score(tokens(0, (2,)), torch.ones(3))
+
+
+@given(frames=st.integers(1, 20), rows=st.integers(5, 9), columns=st.integers(5, 9), seed=st.integers(0, 99))
+def test_frame_scores_sum_the_attention_of_each_tile(frames: int, rows: int, columns: int, seed: int) -> None:
+    """Tiles in raster order, those after the last frame left out."""
+    early = torch.rand(rows * columns, generator=torch.Generator().manual_seed(seed))
+    high, wide = sheet_layout(frames)
+    assert high * wide >= frames > (high - 1) * wide
+    assert 0 <= wide - high <= 1
+    expected = [0.0] * (high * wide)
+    for at in range(rows * columns):
+        expected[at // columns * high // rows * wide + at % columns * wide // columns] += float(early[at])
+    torch.testing.assert_close(frame_scores(early, frames, (rows, columns)).tolist(), expected[:frames])
+
+
+@given(
+    seed=st.integers(0, 999),
+    layout=st.sampled_from([(1, 1), (1, 2), (2, 2), (3, 1)]),
+    rate=st.floats(0.05, 1.0),
+    alpha=st.floats(0, 1),
+)
+def test_sub_images_spend_what_the_full_image_leaves(
+    seed: int, layout: tuple[int, int], rate: float, alpha: float
+) -> None:
+    """The budgets of the masks add up; in each partition the best attended are kept."""
+    draw, parts = torch.Generator().manual_seed(seed), layout[0] * layout[1] + 1
+    early, late = torch.rand(36, generator=draw), torch.rand(parts, 36, generator=draw)
+    mask, budgets = partition_masks(early, late, layout, (6, 6), HiRedImageConfig(rate=rate, alpha=alpha))
+    total = int(parts * 36 * rate)
+    full = min(int(total * alpha), 36)
+    assert mask.sum(1).tolist() == [full, *budgets.tolist()]
+    left = min(total - full, (parts - 1) * 36)
+    assert budgets.tolist() == allocate_loop(left, region_sums(early, layout, (6, 6)).tolist(), 36)
+    for row, kept in zip(late, mask, strict=True):
+        assert kept.all() or not kept.any() or row[kept].min() >= row[~kept].max()
+
+
+PICTURES = [((2, 2), None), ((1, 2), (32, 64)), ((2, 2), (48, 64)), ((2, 1), (64, 24))]
+
+
+@pytest.mark.parametrize(("layout", "image"), PICTURES)
+def test_stitching_reads_kept_patches_row_by_row_and_drops_padding(
+    layout: tuple[int, int], image: tuple[int, int] | None
+) -> None:
+    """The full image first; then the picture as one grid, cropped to what it shows."""
+    mask = torch.rand(layout[0] * layout[1] + 1, 16, generator=torch.Generator().manual_seed(5)) < 0.6
+    high, wide = layout[0] * 4, layout[1] * 4
+    top = left = 0
+    if image is not None and image[1] / image[0] > wide / high:
+        top = (high - int(image[0] * (wide / image[1]))) // 2
+    elif image is not None:
+        left = (wide - int(image[1] * (high / image[0]))) // 2
+    expected = [(0, at) for at in range(16) if mask[0, at]]
+    for row in range(top, high - top):
+        for column in range(left, wide - left):
+            part, at = row // 4 * layout[1] + column // 4 + 1, row % 4 * 4 + column % 4
+            expected += [(part, at)] if mask[part, at] else []
+    part, patch = stitched(mask, layout, (4, 4), image, HiRedImageConfig())
+    assert list(zip(part.tolist(), patch.tolist(), strict=True)) == expected
+
+
+def test_a_sparse_grid_is_kept_besides_the_best() -> None:
+    """Every g-th patch below the last one."""
+    mask = best_attended(torch.arange(16.0)[None], torch.tensor([1]), spatial_tokens=4)
+    assert mask[0].nonzero()[:, 0].tolist() == [0, 4, 8, 12, 15]
+
+
+def test_the_exchanged_grid_is_an_accident_to_be_asked_for() -> None:
+    """Budgets by bands are an option, a wrong layout is not."""
+    assert HiRedImageConfig(budget_mode="official").budget_mode == "official"
+    with pytest.raises(ReducerError, match="compat"):
+        HiRedImageConfig(swapped_grid=True)
