@@ -36,9 +36,14 @@ def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[s
         report = run(_parse(job, prog, args))
     except KeyboardInterrupt:
         return _say("stopped; run the same command again to go on", STOPPED)
+    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except Exception as error:
         return _failed(error)
     code = int(report.get("exit_code", DONE))
+    if report.get("silent"):
+        return code
     sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
     sys.stdout.flush()
     return code

@@ -1,8 +1,8 @@
-"""List the reducers: `framefold reducers`."""
+"""List the reducers: `framefold reducers`, or as the page of the documentation with `--markdown`."""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 
 from jobs.launch import Report, launch
 
@@ -11,24 +11,24 @@ from jobs.launch import Report, launch
 class ReducersJob:
     """List the reducers with their parameters, what they need of the tower, and whether they read the question."""
 
+    markdown: bool = False
+    """Print docs/reducers.md and no report."""
+
 
 def run(job: ReducersJob) -> Report:
     """Print a line per reducer; the report holds the same as data."""
-    from reducers.registry import METHODS, parameters
+    from jobs.catalogue import entry, markdown
+    from reducers.registry import names
 
-    listed = {}
-    for name, (_, build) in METHODS.items():
-        params = {key: _shown(kind, default) for key, (kind, default) in parameters(name).items()}
-        summary = (build.__doc__ or "").strip().splitlines()[0]
-        arguments = ", ".join(f"{key}: {value}" for key, value in params.items())
-        sys.stdout.write(f"{name}({arguments})\n    {summary}\n")
-        needs_text = bool(getattr(build, "needs_text", False))
-        listed[name] = {"parameters": params, "needs_text": needs_text, "version": getattr(build, "version", None)}
+    if job.markdown:
+        sys.stdout.write(markdown())
+        return {"exit_code": 0, "silent": True}
+    listed = {name: entry(name) for name in names()}
+    for name, about in listed.items():
+        arguments = ", ".join(f"{key}: {told['type']} = {told['default']}" for key, told in about["parameters"].items())
+        when = " (reads the question: give it to framefold answer)" if about["needs_text"] else ""
+        sys.stdout.write(f"{name}({arguments})\n    {about['summary']}{when}\n")
     return {"reducers": listed}
-
-
-def _shown(kind: str, default: object) -> str:
-    return kind if default is MISSING else f"{kind} = {default}"
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import pytest
 import tyro
 
 from jobs.answer import AnswerJob
+from jobs.catalogue import markdown
 from jobs.cli import COMMANDS
 from jobs.encode import EncodeJob
 from jobs.evaluate import EvaluateJob
@@ -18,7 +19,8 @@ from reducers.registry import names, parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "docs/architecture.md", "infra/README.md")]
+NAMES = ("README.md", "CHANGELOG.md", "docs/architecture.md", "docs/reducers.md", "infra/README.md")
+DOCUMENTS = [ROOT / name for name in NAMES]
 JOBS = {"encode": EncodeJob, "answer": AnswerJob, "evaluate": EvaluateJob, "train": TrainJob}
 
 
@@ -55,6 +57,11 @@ def test_links_and_paths_lead_somewhere(path: Path) -> None:
         assert (path.parent / link).exists(), link
     for name in named:
         assert (ROOT / name).exists(), name
+
+
+def test_the_page_of_reducers_is_what_the_code_says() -> None:
+    """Refresh it with `framefold reducers --markdown True > docs/reducers.md`."""
+    assert (ROOT / "docs" / "reducers.md").read_text() == markdown()
 
 
 def test_token_counts_in_the_readme_are_what_the_reducers_give() -> None:
