@@ -1,4 +1,4 @@
-"""Look into a token store: `framefold store ls|stats|show|verify URL`."""
+"""Look into a token store and care for it: `framefold store ls|stats|show|verify|repair|compact|gc URL`."""
 
 import sys
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any, Literal
 import tyro
 
 from jobs.launch import DONE, FAILED, Report, launch, storage_options
+from pipeline.care import GRACE_S, compact, gc, repair
 from pipeline.errors import ConfigError
 from pipeline.filesystem import open_root
 from pipeline.index import rows_of
@@ -19,16 +20,24 @@ SHOWN_TOKENS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class StoreJob:
-    """ls: one line per video. stats: counts and bytes. show: one entry, or the spec. verify: check every byte."""
+    """Look into a token store and care for it.
 
-    what: tyro.conf.Positional[Literal["ls", "stats", "show", "verify"]]
-    """ls, stats, show or verify."""
+    ls: one line per video. stats: counts and bytes. show: one entry, or the spec. verify: check every byte. repair: take out
+    what is damaged, so that the next encode brings it back. compact: merge small files. gc: remove files out of use.
+    """
+
+    what: tyro.conf.Positional[Literal["ls", "stats", "show", "verify", "repair", "compact", "gc"]]
+    """What to do."""
     store: tyro.conf.Positional[str]
     """Root of the token store; any fsspec URL."""
     video: tyro.conf.Positional[str | None] = None
     """For show: the video; without one the encode spec is shown."""
     fingerprint: str | None = None
     """Which entries, by the beginning of their fingerprint; stats and verify take all by default."""
+    grace_s: float = GRACE_S
+    """For gc: files younger than this stay, in seconds; longer than any unit takes to commit."""
+    drop: str | None = None
+    """For gc: remove all of this fingerprint, given by its beginning."""
     storage_options: str = "{}"
     """JSON object for fsspec."""
 
@@ -40,7 +49,8 @@ class StoreJob:
 
 def run(job: StoreJob) -> Report:
     """Return what was asked for; `ls` prints its lines before."""
-    return {"ls": _ls, "stats": _stats, "show": _show, "verify": _verify}[job.what](job)
+    actions = {"ls": _ls, "stats": _stats, "show": _show, "verify": _verify, "repair": _repair, "compact": _compact, "gc": _gc}
+    return actions[job.what](job)
 
 
 def _ls(job: StoreJob) -> Report:
@@ -82,6 +92,23 @@ def _verify(job: StoreJob) -> Report:
     fs, root = open_root(job.store, job.options)
     report = verify(fs, root, job.fingerprint).as_dict()
     return {"store": job.store, **report, "exit_code": DONE if report["ok"] else FAILED}
+
+
+def _repair(job: StoreJob) -> Report:
+    return {"store": job.store, **repair(*open_root(job.store, job.options)).as_dict()}
+
+
+def _compact(job: StoreJob) -> Report:
+    fs, root = open_root(job.store, job.options)
+    names = [name for name in fingerprints(fs, root) if name.startswith(job.fingerprint or "")]
+    return {"store": job.store, "compacted": {name: compact(TokenStore.open(job.store, name, job.options)) for name in names}}
+
+
+def _gc(job: StoreJob) -> Report:
+    fs, root = open_root(job.store, job.options)
+    if job.drop is not None and len([name for name in fingerprints(fs, root) if name.startswith(job.drop)]) != 1:
+        raise ConfigError(f"{job.store}: expected --drop to begin exactly one fingerprint, got {job.drop!r}")
+    return {"store": job.store, "removed": gc(fs, root, job.grace_s, job.drop)}
 
 
 def main(args: Sequence[str] | None = None) -> int:

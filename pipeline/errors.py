@@ -18,6 +18,7 @@ VIDEO_CODES = frozenset(
         "FORBIDDEN_PROTOCOL",
         "EMPTY",
         "ENCODE_FAILED",
+        "DAMAGED",
     }
 )
 """Every class a failed video can carry; `--retry` selects by these names."""

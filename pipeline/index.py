@@ -17,7 +17,7 @@ from pipeline.filesystem import create_exclusive, list_files, read_many
 from pipeline.parquet import from_parquet, to_parquet
 from pipeline.schema import CORPUS, INDEX
 
-TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE"})
+TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE", "DAMAGED"})
 """Failures of storage rather than of a video: tried again in every run."""
 
 
@@ -33,14 +33,31 @@ class Index:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in the fragments that were added since. Raises StoreError for one that is not what its name says."""
-        new = [path for path in list_files(self.fs, self.folder, ".parquet") if path not in self.read]
+        """Take in the fragments that were added since. Raises StoreError for one that is not what its name says.
+
+        Where compaction removed some that were read, all that is left is read again.
+        """
+        present = list_files(self.fs, self.folder, ".parquet")
+        if self.read - present.keys():
+            self.read, self.rows, self.at = set(), INDEX.empty_table(), {}
+        new = [path for path in present if path not in self.read]
         if new:
-            contents = read_many(self.fs, new)
+            contents = self._contents(new)
+            new = list(contents)
             tables = [parse_fragment(path, contents[path]) for path in new]
             self.rows = resolve(pa.concat_tables([self.rows, *tables]))
             self.at = {name: at for at, name in enumerate(self.rows["video_id"].to_pylist())}
             self.read.update(new)
+
+    def _contents(self, paths: list[str]) -> dict[str, bytes]:
+        """Return the content of fragments; one that compaction removed since it was listed is in the merged one."""
+        try:
+            return read_many(self.fs, paths)
+        except StoreError:
+            present = list_files(self.fs, self.folder, ".parquet")
+            if not set(paths) - present.keys():
+                raise
+            return read_many(self.fs, [path for path in present if path not in self.read])
 
     def get(self, video_id: str) -> dict[str, Any] | None:
         """Return the true row of a video, or None."""
@@ -66,9 +83,11 @@ class Index:
 
     def append(self, rows: list[dict[str, Any]]) -> bool:
         """Commit rows as one fragment. Returns whether it is new."""
-        content = fragment(rows)
-        path = f"{self.folder}/{hashlib.sha256(content).hexdigest()}.parquet"
-        return create_exclusive(self.fs, path, content)
+        return create_exclusive(self.fs, self.path(rows), fragment(rows))
+
+    def path(self, rows: list[dict[str, Any]]) -> str:
+        """Return where the fragment of some rows lies."""
+        return f"{self.folder}/{hashlib.sha256(fragment(rows)).hexdigest()}.parquet"
 
 
 def _is_missing(uri: str, hint: str, known: tuple[str, str, str | None] | None, again: Collection[str]) -> bool:

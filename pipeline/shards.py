@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.filesystem import read_bytes
+from pipeline.filesystem import create_exclusive, read_bytes
 from pipeline.parquet import open_parquet
 from pipeline.schema import ENTRY
 
@@ -137,13 +137,40 @@ class ShardReader:
 
     def read(self, place: Place) -> Entry:
         """Return one entry. Raises StoreError if a byte of it is not what was committed."""
+        return entry_of(self.row(place), place.shard)
+
+    def row(self, place: Place) -> dict[str, Any]:
+        """Return one row of `schema.ENTRY`, checked as `read` does."""
         metadata = self.footer(place.shard)
         content = read_bytes(self.fs, place.shard, place.offset, place.offset + place.length)
-        return decode_entry(place, metadata, content)
+        return decode_row(place, metadata, content)
+
+
+def write_entries(fs: Any, folder: str, entries: pa.Table) -> list[dict[str, Any]]:
+    """Write rows of `schema.ENTRY` as one shard, read its footer back, and return where each entry lies.
+
+    Raises StoreError if what was written is not what is there.
+    """
+    content = write_shard(entries)
+    shard = hashlib.sha256(content).hexdigest()
+    path = f"{folder}/{shard}.parquet"
+    create_exclusive(fs, path, content)
+    spans = row_group_spans(read_footer(fs, path, len(content)))
+    if len(spans) != entries.num_rows:
+        raise StoreError(f"{path}: expected {entries.num_rows} row groups after writing, got {len(spans)}")
+    return [
+        {"shard": shard, "row_group": number, "offset": offset, "length": length}
+        for number, (offset, length) in enumerate(spans)
+    ]
 
 
 def decode_entry(place: Place, metadata: Any, content: bytes) -> Entry:
     """Return the entry whose row group has these bytes. Any: pyarrow's metadata is untyped."""
+    return entry_of(decode_row(place, metadata, content), place.shard)
+
+
+def decode_row(place: Place, metadata: Any, content: bytes) -> dict[str, Any]:
+    """Return the checked row of `schema.ENTRY` whose row group has these bytes. Any: pyarrow's metadata is untyped."""
     try:
         window = pa.PythonFile(_Window(content, place.offset), mode="r")
         table = open_parquet(window, metadata).read_row_group(place.row_group, use_threads=False)
@@ -154,7 +181,7 @@ def decode_entry(place: Place, metadata: Any, content: bytes) -> Entry:
         raise StoreError(f"{place.shard}: row group {place.row_group} is damaged: {error}") from error
     if any(value is None for value in row.values()) or payload_digest(row) != place.payload_sha256:
         raise StoreError(f"{place.shard}: row group {place.row_group} is not what was committed (payload digest differs)")
-    return entry_of(row, place.shard)
+    return row
 
 
 def _value(scalar: Any) -> Any:

@@ -22,7 +22,7 @@ from pipeline.filesystem import create_exclusive, list_files, open_root, read_by
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.index import Index
 from pipeline.schema import ENTRY, INDEX, MANIFEST, SCHEMA_VERSION
-from pipeline.shards import Entry, Place, ShardReader, payload_digest, read_footer, row_group_spans, write_shard
+from pipeline.shards import Entry, Place, ShardReader, payload_digest, write_entries
 
 
 class TokenStore:
@@ -89,13 +89,29 @@ class TokenStore:
 
     def read(self, video_id: str) -> Entry:
         """Return one entry by one ranged read. Raises KeyError if it is not committed, StoreError if it is damaged."""
-        row = self.index.get(video_id)
-        if row is None or row["status"] != "committed":
-            raise KeyError(video_id)
-        entry = self.reader.read(self._place(row))
+        row = self._committed(video_id)
+        try:
+            entry = self.reader.read(self._place(row))
+        except StoreError:
+            self.refresh()  # compaction may have moved it since
+            moved = self._committed(video_id)
+            if moved == row:
+                raise
+            entry = self.reader.read(self._place(moved))
         if entry.video_id != video_id:
             raise StoreError(f"{row['shard']}: expected the entry of {video_id}, got {entry.video_id}")
         return entry
+
+    def read_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the stored row of `schema.ENTRY` of a row of the index, checked."""
+        found = self.reader.row(self._place(row))
+        return {**found, "features": found["features"].to_pybytes()}
+
+    def _committed(self, video_id: str) -> dict[str, Any]:
+        row = self.index.get(video_id)
+        if row is None or row["status"] != "committed":
+            raise KeyError(video_id)
+        return row
 
     def commit(self, encoded: pa.Table) -> pa.Table:
         """Write one unit, rows of `schema.ENCODED`; returns rows of `schema.MANIFEST` in their order.
@@ -144,27 +160,14 @@ class TokenStore:
         )
 
     def _write(self, rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-        """Write a shard, read its footer back, and return where each entry lies."""
+        """Write a shard and return where each entry lies."""
         entries = [{name: row.get(name) for name in ENTRY.names} for row in rows]
         for entry in entries:
             entry["payload_sha256"] = payload_digest(entry)
-        content = write_shard(pa.Table.from_pylist(entries, schema=ENTRY))
-        shard = hashlib.sha256(content).hexdigest()
-        path = f"{self.tokens}/{shard}.parquet"
-        create_exclusive(self.fs, path, content)
-        metadata = read_footer(self.fs, path, len(content))
-        spans = row_group_spans(metadata)
-        if len(spans) != len(entries):
-            raise StoreError(f"{path}: expected {len(entries)} row groups after writing, got {len(spans)}")
+        places = write_entries(self.fs, self.tokens, pa.Table.from_pylist(entries, schema=ENTRY))
         return {
-            entry["video_id"]: {
-                "shard": shard,
-                "row_group": number,
-                "offset": offset,
-                "length": length,
-                "payload_sha256": entry["payload_sha256"],
-            }
-            for number, (entry, (offset, length)) in enumerate(zip(entries, spans, strict=True))
+            entry["video_id"]: {**place, "payload_sha256": entry["payload_sha256"]}
+            for entry, place in zip(entries, places, strict=True)
         }
 
 

@@ -29,6 +29,8 @@ class Verified:
     """One line per damaged or missing file or entry."""
     damaged: list[str] = field(default_factory=list)
     """Videos whose entry cannot be served."""
+    changed_shards: list[str] = field(default_factory=list)
+    """Shards whose content is not what their name says; entries of them that are not damaged can still be served."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -90,6 +92,7 @@ def _check_shard(fs: Any, path: str, shard: str, rows: list[dict[str, Any]], rep
         report.bytes += len(content)
         if hashlib.sha256(content).hexdigest() != shard:
             report.problems.append(f"{path}: the shard was changed after it was committed")
+            report.changed_shards.append(shard)
         metadata = read_footer(fs, path, len(content))
     except StoreError as error:
         report.problems.append(str(error))
