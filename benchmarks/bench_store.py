@@ -1,6 +1,6 @@
 """The store beside raw pyarrow in one run: write, sequential read, one look-up, and "nothing to do" over 10,000 videos.
 
-    python -m benchmarks.bench_store [--entries 512] [--tokens 256] [--width 1024] [--videos 10000]
+python -m benchmarks.bench_store [--entries 512] [--tokens 256] [--width 1024] [--videos 10000]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The tower with captures and each reducer beside plain transformers, in one run, random weights.
 
-    python -m benchmarks.bench_tower [--geometry demo|vit-l] [--clips 2] [--dtype bfloat16] [--repeat 3]
+python -m benchmarks.bench_tower [--geometry demo|vit-l] [--clips 2] [--dtype bfloat16] [--repeat 3]
 """
 
 import argparse

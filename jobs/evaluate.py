@@ -121,9 +121,7 @@ def compare(asked: pa.Table, ours: Predictions, theirs: Predictions) -> dict[str
     return differences
 
 
-def read_predictions(
-    path: str, duplicates: str = "error", storage_options: Mapping[str, Any] | None = None
-) -> Predictions:
+def read_predictions(path: str, duplicates: str = "error", storage_options: Mapping[str, Any] | None = None) -> Predictions:
     """Read our answer files, or a data set's own layout, a list of question_id and answer.
 
     A row whose `status` is not ok has no prediction, whatever its text. Raises ConfigError for a file without ids or

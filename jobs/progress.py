@@ -11,9 +11,7 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Counts what is done and says so at most every `every_s` seconds."""
 
-    def __init__(
-        self, what: str, total: int, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, what: str, total: int, every_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.what = what
         self.total = total
         self.every_s = every_s

@@ -64,9 +64,7 @@ class AnswerStore:
         self.folder = f"{self.root.rstrip('/')}/answers/{fingerprint}"
 
     @classmethod
-    def create(
-        cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
-    ) -> "AnswerStore":
+    def create(cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None) -> "AnswerStore":
         """Open the answers of a spec; write the spec beside them if nobody has. See `answer.answer_spec`."""
         store = cls(url, fingerprint(spec), storage_options)
         path = f"{store.root.rstrip('/')}/specs/{store.fingerprint}.json"

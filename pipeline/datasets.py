@@ -152,9 +152,7 @@ def guess_dataset(names: Collection[str], path: str) -> str:
     for dataset, pattern in patterns.items():
         if all(re.fullmatch(pattern, name) for name in names):
             return dataset
-    raise ConfigError(
-        f"{path}: video names such as {next(iter(names))!r} fit no known data set; name it with --dataset"
-    )
+    raise ConfigError(f"{path}: video names such as {next(iter(names))!r} fit no known data set; name it with --dataset")
 
 
 def question_ids(records: list[Record], layout: Layout, names: list[str], texts: list[str], path: str) -> list[str]:
@@ -248,9 +246,7 @@ def _sibling_answers(path: str, storage_options: Mapping[str, Any] | None) -> st
     return sibling if fs.exists(location) else None
 
 
-def _with_answers(
-    records: list[Record], ids: list[str], path: str, storage_options: Mapping[str, Any] | None
-) -> list[Record]:
+def _with_answers(records: list[Record], ids: list[str], path: str, storage_options: Mapping[str, Any] | None) -> list[Record]:
     found: dict[str, Record] = {}
     for row in read_records(path, storage_options):
         column = "question_id" if "question_id" in row else "id"

@@ -67,9 +67,7 @@ class Decode:
     `with` statement, to end the child at once; it ends with its parent anyway.
     """
 
-    def __init__(
-        self, config: DecodeConfig, side_px: int = 224, storage_options: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, config: DecodeConfig, side_px: int = 224, storage_options: Mapping[str, Any] | None = None) -> None:
         from pipeline.decode_child import DecodeChild
 
         self.config = config

@@ -260,9 +260,7 @@ def _packets_or_none(container: Any, stream: Any) -> Iterator[Any]:
     yield None
 
 
-def _clip(
-    frames: npt.NDArray[np.uint8], times_s: Sequence[float], decoder: str, wanted: Sequence[int]
-) -> Clip:
+def _clip(frames: npt.NDArray[np.uint8], times_s: Sequence[float], decoder: str, wanted: Sequence[int]) -> Clip:
     repeated = len(wanted) - len(set(wanted))
     return Clip(frames=frames, timestamps_s=[round(t, 6) for t in times_s], decoder=decoder, substituted=repeated)
 

@@ -215,4 +215,3 @@ def _columns(reduced: "ReducedTokens", number: int, grid: tuple[int, int, int]) 
 
 def _failure(detail: str) -> dict[str, Any]:
     return {"error_class": "ENCODE_FAILED", "error": detail}
-

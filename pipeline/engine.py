@@ -8,10 +8,10 @@ Shapes: V videos of a batch, B rows (questions), P prefix positions, L suffix po
 H hidden width. In float32 the answers equal one full `generate` per question, token for token.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,13 +20,12 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import ConfigError
+from pipeline.halving import in_halves
 from pipeline.prompts import PromptTemplate, SplitPrompt, split_prompt, video_token_id
+from pipeline.vocabulary import eos_ids, never_said, reserved_ids
 
 STATUSES = ("ok", "empty_question", "reserved_token", "too_long", "missing_video", "out_of_memory")
 """What can become of a question. `missing_video` is given by the stage, the others by an engine."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +137,9 @@ class TransformersEngine:
         self.max_batch_tokens = max_batch_tokens
         self.video_id = video_token_id(tokenizer, model.config.video_token_id)
         self.context: int = model.config.text_config.max_position_embeddings
-        self.eos = _eos_ids(model, tokenizer)
-        self.reserved = _reserved_ids(model, tokenizer) - set(self.eos)
-        self._never = torch.tensor(_never_said(model, tokenizer, self.reserved, self.eos), device=model.device)
+        self.eos = eos_ids(model, tokenizer)
+        self.reserved = reserved_ids(model, tokenizer) - set(self.eos)
+        self._never = torch.tensor(never_said(model, tokenizer, self.reserved, self.eos), device=model.device)
 
     @classmethod
     def load(
@@ -312,50 +311,5 @@ class TransformersEngine:
         return Reply(text=text, status="ok", tokens=ended)
 
 
-def in_halves(work: Callable[[Sequence[T]], list[R]], items: Sequence[T], alone: Callable[[T], R]) -> list[R]:
-    """Run `work` over items; where memory runs out, over its halves; `alone` says what becomes of one that never fits.
-
-    The retry stands outside the handler: inside it, the traceback would keep the failed batch alive.
-    """
-    try:
-        return work(items)
-    except torch.OutOfMemoryError:
-        pass
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if len(items) == 1:
-        return [alone(items[0])]
-    middle = len(items) // 2
-    return in_halves(work, items[:middle], alone) + in_halves(work, items[middle:], alone)
-
-
 def _out_of_memory(video: _Video) -> list[Reply]:
     return video.merge([Reply(text=None, status="out_of_memory")] * len(video.rows))
-
-
-def _eos_ids(model: VideoLlavaForConditionalGeneration, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids that end an answer, from the generation config or else the tokeniser."""
-    found = model.generation_config.eos_token_id
-    if found is None:
-        found = tokenizer.eos_token_id
-    if found is None:
-        raise ConfigError("neither generation_config.json nor the tokeniser names an EOS token: no answer would end")
-    return tuple(found) if isinstance(found, list | tuple) else (int(found),)
-
-
-def _reserved_ids(model: VideoLlavaForConditionalGeneration, tokenizer: Any) -> set[int]:
-    """Return the ids that a question must not contain and an answer never says: image, video and padding."""
-    ids = (model.config.image_token_id, model.config.video_token_id, tokenizer.pad_token_id)
-    return {int(i) for i in ids if i is not None}
-
-
-def _never_said(
-    model: VideoLlavaForConditionalGeneration, tokenizer: Any, reserved: set[int], eos: Sequence[int]
-) -> list[int]:
-    """Return the ids to suppress: the reserved ones and all rows of the padded vocabulary that no token has.
-
-    The published -hf conversion fills embedding and output rows from 32000 up with random samples, so they can win.
-    """
-    known = max(tokenizer.get_vocab().values()) + 1
-    padded = model.config.text_config.vocab_size
-    return sorted({i for i in reserved if i < padded} | (set(range(known, padded)) - set(eos)))

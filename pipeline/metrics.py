@@ -23,9 +23,7 @@ Z_95 = 1.959963984540054
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_NUMBERS = {word: n for n, word in enumerate(_DIGITS + _TEENS)} | {
-    word: 10 * n for n, word in enumerate(_TENS, start=2)
-}
+_NUMBERS = {word: n for n, word in enumerate(_DIGITS + _TEENS)} | {word: 10 * n for n, word in enumerate(_TENS, start=2)}
 _ARTICLES = frozenset({"a", "an", "the"})
 _TENS_AND_UNITS = re.compile(rf"\b({'|'.join(_TENS)})[ -]({'|'.join(_DIGITS[1:])})\b")
 
@@ -111,9 +109,7 @@ def paired_difference(ours_Q: Bools, theirs_Q: Bools, video_Q: npt.NDArray[np.in
     mean = float(delta_Q.mean())
     half = Z_95 * math.sqrt(_clustered_variance(delta_Q, video_Q)[0])
     better, worse = int((delta_Q > 0).sum()), int((delta_Q < 0).sum())
-    return Difference(
-        difference=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), better=better, worse=worse
-    )
+    return Difference(difference=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), better=better, worse=worse)
 
 
 def _clustered_variance(value_Q: npt.NDArray[np.float64], video_Q: npt.NDArray[np.int64]) -> tuple[float, int]:

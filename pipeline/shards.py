@@ -250,4 +250,3 @@ class _Window:
 
     def close(self) -> None:
         self.closed = True
-

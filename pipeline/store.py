@@ -38,18 +38,14 @@ class TokenStore:
         self.reader = ShardReader(fs)
 
     @classmethod
-    def create(
-        cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
-    ) -> "TokenStore":
+    def create(cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None) -> "TokenStore":
         """Open the entries of a spec, and write the spec if nobody has. Raises ConfigError where nothing can be written."""
         fs, root = open_root(url, storage_options)
         create_exclusive(fs, f"{root}/specs/{fingerprint(spec)}.json", canonical_json(spec).encode())
         return cls(fs, root, spec)
 
     @classmethod
-    def open(
-        cls, url: str, fingerprint: str | None = None, storage_options: Mapping[str, Any] | None = None
-    ) -> "TokenStore":
+    def open(cls, url: str, fingerprint: str | None = None, storage_options: Mapping[str, Any] | None = None) -> "TokenStore":
         """Open the entries of a fingerprint, or of the only one there is. A beginning of it is enough.
 
         Raises ConfigError if there is no store, no such fingerprint, or more than one to choose from.
@@ -174,9 +170,7 @@ class TokenStore:
 class Commit:
     """Stage. Takes rows of `schema.ENCODED`, commits them as one unit, returns rows of `schema.MANIFEST`."""
 
-    def __init__(
-        self, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None) -> None:
         self.store = TokenStore.create(url, spec, storage_options)
 
     def __call__(self, encoded: pa.Table) -> pa.Table:
@@ -220,9 +214,7 @@ def _is_new(row: Mapping[str, Any], known: Mapping[str, Any] | None) -> bool:
     return any(row[name] != known[name] for name in ("error_class", "source_hint", "uri"))
 
 
-def _index_row(
-    row: Mapping[str, Any], known: Mapping[str, Any] | None, place: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _index_row(row: Mapping[str, Any], known: Mapping[str, Any] | None, place: Mapping[str, Any] | None) -> dict[str, Any]:
     listed = {name: row.get(name) for name in INDEX.names} | {"generation": 1 + (known["generation"] if known else 0)}
     if place is None:
         return {**listed, "status": "failed"}

@@ -132,9 +132,7 @@ class Tower:
         self._std = torch.tensor(shown.std, device=self.device)
 
     @torch.inference_mode()
-    def __call__(
-        self, frames_FSSC: Tensor, needs: frozenset[Capture], clip_ptr: Tensor, max_frames: int = 64
-    ) -> VisualTokens:
+    def __call__(self, frames_FSSC: Tensor, needs: frozenset[Capture], clip_ptr: Tensor, max_frames: int = 64) -> VisualTokens:
         """Return visual tokens of uint8 frames (F, S, S, 3), at most `max_frames` at a time through the tower."""
         parts = [self._run(some, needs) for some in frames_FSSC.split(max_frames)]
         hidden = torch.cat([part for part, _ in parts])
@@ -162,9 +160,7 @@ class Tower:
         side = int(patches**0.5)
         # Only the shape of these features is looked at: what was there before is merged already.
         before = rows[:, :1].expand(-1, patches, -1)
-        seen = VisualTokens(
-            features=before, cls=None, grid=(side, side), clip_ptr=clip_ptr.to(self.device), captures={}
-        )
+        seen = VisualTokens(features=before, cls=None, grid=(side, side), clip_ptr=clip_ptr.to(self.device), captures={})
         return reducer.reduced(seen, rows[:, 1:], size[:, 1:], slot[:, 1:] - 1)
 
     def _pixels(self, frames_FSSC: Tensor) -> Tensor:

@@ -72,7 +72,5 @@ def test_help_imports_neither_torch_nor_ray_nor_transformers() -> None:
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'ray', 'transformers', 'pyarrow', 'decord'} & set(sys.modules)))"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True
-    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True)
     assert ran.stdout.strip().splitlines()[-1] == "[]"

@@ -226,9 +226,7 @@ def _scores(logits_BTW: Tensor, packed: Packed) -> Iterator[tuple[int, float]]:
 
 
 @torch.inference_mode()
-def held_out_accuracy(
-    model: VideoLlavaForConditionalGeneration, rows: Tensor, pool: Pool, kept: int = ALL
-) -> dict[str, float]:
+def held_out_accuracy(model: VideoLlavaForConditionalGeneration, rows: Tensor, pool: Pool, kept: int = ALL) -> dict[str, float]:
     """Return exact match per type over all questions of a pool. Judging by forcing the truth equals greedy decoding."""
     device = next(model.parameters()).device
     random = torch.Generator().manual_seed(0)

@@ -92,9 +92,7 @@ def augment(pixels: Tensor, random: torch.Generator) -> Tensor:
     return (pixels + mix * (blurred - pixels)) * gain + shift + noise
 
 
-def _patch_losses(
-    heads: TowerHeads, rows_BND: Tensor, pool: Pool, clip_B: Tensor, frame_B: Tensor
-) -> dict[str, Tensor]:
+def _patch_losses(heads: TowerHeads, rows_BND: Tensor, pool: Pool, clip_B: Tensor, frame_B: Tensor) -> dict[str, Tensor]:
     device = rows_BND.device
     owner_BN = pool.owners[clip_B, frame_B].long()
     known = owner_BN.clamp(min=0)

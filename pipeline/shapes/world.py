@@ -119,9 +119,7 @@ def _come_or_go(thing: Thing, random: np.random.Generator) -> Thing:
     )
 
 
-def render(
-    scene: Scene, times: npt.NDArray[np.float64], side_px: int = SIDE_PX, oversample: int = 2
-) -> npt.NDArray[np.uint8]:
+def render(scene: Scene, times: npt.NDArray[np.float64], side_px: int = SIDE_PX, oversample: int = 2) -> npt.NDArray[np.uint8]:
     """Return frames (F, S, S, 3), RGB, at times in [0, 1]; `oversample` squared samples per px are averaged."""
     side = side_px * oversample
     frames = np.repeat(_background(scene.seed, side_px)[None], len(times), axis=0)

@@ -82,9 +82,7 @@ def test_perfect_predictions_score_one_hundred_percent_in_any_order(tmp_path: Pa
 def test_shuffled_files_give_the_same_report(tmp_path: Path) -> None:
     """Only the published Free reads an order, and only when asked for; everything else is equal to the last digit."""
     questions, draw = activitynet("test_q.json"), random.Random(5)
-    said = [
-        {"question_id": q["question_id"], "answer": draw.choice(["yes", "no", "2", "Red."])} for q in questions[:7000]
-    ]
+    said = [{"question_id": q["question_id"], "answer": draw.choice(["yes", "no", "2", "Red."])} for q in questions[:7000]]
     predictions = written(tmp_path / "predictions.json", said)
     straight = run(EvaluateJob(predictions=predictions, questions=str(ACTIVITYNET / "test_q.json")))
     draw.shuffle(said)
@@ -131,9 +129,7 @@ def test_a_prediction_column_is_taken_before_an_answer_column(tmp_path: Path) ->
     """Where a file holds both, `answer` is the reference; scoring it would give a perfect run."""
     rows = [{"id": "q1", "answer": "yes", "pred": "no"}]
     report = run(
-        EvaluateJob(
-            predictions=written(tmp_path / "p.json", rows), questions=written(tmp_path / "questions.json", QUESTIONS)
-        )
+        EvaluateJob(predictions=written(tmp_path / "p.json", rows), questions=written(tmp_path / "questions.json", QUESTIONS))
     )
     assert report["exact"]["correct"] == 0
 
@@ -142,9 +138,7 @@ def test_unknown_ids_are_counted_and_named(tmp_path: Path) -> None:
     """A prediction for a question that nobody asked changes no score and stays visible."""
     rows = [{"question_id": "q3", "answer": "dog"}, {"question_id": "q9", "answer": "dog"}]
     report = run(
-        EvaluateJob(
-            predictions=written(tmp_path / "p.json", rows), questions=written(tmp_path / "questions.json", QUESTIONS)
-        )
+        EvaluateJob(predictions=written(tmp_path / "p.json", rows), questions=written(tmp_path / "questions.json", QUESTIONS))
     )
     assert report["unknown_ids"] == {"count": 1, "first": ["q9"]}
     assert report["exact"]["correct"] == 1
@@ -170,9 +164,7 @@ def test_two_predictions_for_one_question_need_a_decision(tmp_path: Path) -> Non
         ([{"question_id": None, "answer": "yes"}], "a row has no question_id"),
     ],
 )
-def test_predictions_that_cannot_be_joined_are_refused(
-    tmp_path: Path, rows: list[dict[str, Any]], message: str
-) -> None:
+def test_predictions_that_cannot_be_joined_are_refused(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
     """A wrong file never becomes a score of zero."""
     questions = written(tmp_path / "questions.json", QUESTIONS)
     with pytest.raises(ConfigError, match=message):

@@ -178,9 +178,7 @@ def wait_for(port: int) -> None:
     raise TimeoutError(f"nothing listens on port {port}")
 
 
-def test_a_submitted_job_encodes_and_a_second_submit_is_refused(
-    head: str, tmp_path: Path, model: str, ray_folder: str
-) -> None:
+def test_a_submitted_job_encodes_and_a_second_submit_is_refused(head: str, tmp_path: Path, model: str, ray_folder: str) -> None:
     """`ray job submit -- python -m jobs.encode` to a head with two CPUs, then jobs.answer, and the report comes back."""
     store, out = tmp_path / "store", tmp_path / "out"
     encode = ["jobs.encode", f"{VIDEOS}/*.mov", "--store", str(store), "--model", model, "--reducer", "none"]

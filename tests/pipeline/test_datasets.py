@@ -203,9 +203,7 @@ def test_the_same_question_asked_twice_gets_two_ids(tmp_path: Path) -> None:
         ("q.json", b"\xff\xfe".decode("latin1"), "cannot read"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_the_operators_to_mend(
-    tmp_path: Path, name: str, content: str, message: str
-) -> None:
+def test_a_file_that_cannot_be_used_is_the_operators_to_mend(tmp_path: Path, name: str, content: str, message: str) -> None:
     """Broken, empty and foreign files end in ConfigError, with the path."""
     path = tmp_path / name
     path.write_text(content, encoding="latin1")

@@ -46,9 +46,7 @@ def test_normalising_removes_what_does_not_change_an_answer(text: str, normal: s
         ("", "yes", False),
     ],
 )
-def test_a_normalised_match_reads_yes_and_no_from_the_first_word(
-    prediction: str | None, answer: str, same: bool
-) -> None:
+def test_a_normalised_match_reads_yes_and_no_from_the_first_word(prediction: str | None, answer: str, same: bool) -> None:
     """A sentence that begins with yes answers a yes/no question; other answers are compared whole."""
     assert metrics.normalised_matches([prediction], [answer]).tolist() == [same]
 

@@ -104,9 +104,7 @@ def test_frame_scores_sum_the_attention_of_each_tile(frames: int, rows: int, col
     rate=st.floats(0.05, 1.0),
     alpha=st.floats(0, 1),
 )
-def test_sub_images_spend_what_the_full_image_leaves(
-    seed: int, layout: tuple[int, int], rate: float, alpha: float
-) -> None:
+def test_sub_images_spend_what_the_full_image_leaves(seed: int, layout: tuple[int, int], rate: float, alpha: float) -> None:
     """The budgets of the masks add up; in each partition the best attended are kept."""
     draw, parts = torch.Generator().manual_seed(seed), layout[0] * layout[1] + 1
     early, late = torch.rand(36, generator=draw), torch.rand(parts, 36, generator=draw)

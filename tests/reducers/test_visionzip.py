@@ -48,9 +48,7 @@ def zip_loop(batch: VisualTokens, reducer: VisionZip, frame: int) -> tuple[list[
     contextual=st.integers(0, 22),
     keep_cls=st.booleans(),
 )
-def test_visionzip_equals_a_loop(
-    merge: str, score: str, seed: int, dominant: int, contextual: int, keep_cls: bool
-) -> None:
+def test_visionzip_equals_a_loop(merge: str, score: str, seed: int, dominant: int, contextual: int, keep_cls: bool) -> None:
     """For any budgets: none contextual, more than there are patches, CLS alone."""
     batch = tokens(seed, (2, 1), grid=(4, 5))
     config = VisionZipConfig(dominant=dominant, contextual=contextual, merge=merge, keep_cls=keep_cls, score=score)
@@ -70,9 +68,7 @@ def test_visionzip_equals_a_loop(
 
 
 @given(seed=st.integers(0, 999), lengths=LENGTHS, contextual=st.integers(1, 20))
-def test_sizes_count_every_patch_where_there_is_a_target(
-    seed: int, lengths: tuple[int, ...], contextual: int
-) -> None:
+def test_sizes_count_every_patch_where_there_is_a_target(seed: int, lengths: tuple[int, ...], contextual: int) -> None:
     """And the owner map agrees with them; CLS speaks for none."""
     reduced = VisionZip(VisionZipConfig(dominant=5, contextual=contextual)).reduce(tokens(seed, lengths))
     assert reduced.owner is not None
