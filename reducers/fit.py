@@ -1,0 +1,238 @@
+"""What methods that look at a whole clip share: its inputs, its tokens, and budgets that are met exactly.
+
+Shapes: F frames of one clip, N patches, M = F * N, D width, K tokens, H holders of a patch. id = frame * N + patch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from reducers.base import (
+    CLS,
+    ENRICHED,
+    KEPT,
+    BudgetError,
+    Capture,
+    ReducedTokens,
+    VisualTokens,
+    check_finite,
+    normalised,
+    ranked,
+    share_to_count,
+)
+
+ATTENTION = Capture(kind="cls_attn", block="selected", heads="sum")
+"""What every method here reads: exact budgets need it even where the method itself does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one clip may spend."""
+
+    patches: int
+    """Tokens besides CLS rows."""
+    ratio: float
+    """The same as a share of M."""
+    cls: bool
+    """CLS rows are kept; their tokens are paid for already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """The parameters that all methods on whole clips have."""
+
+    keep: int | None = None
+    """B, tokens per clip, CLS rows included. Default: `ratio` of its patches."""
+    ratio: float | None = None
+    """B as a share of all patches, 0.25 by default."""
+    keep_cls: bool = True
+    """Keep the CLS row of each frame in front of its tokens, if B leaves as many tokens for patches again."""
+    exact: bool = True
+    """Fit what the method gives to B. Off: what the published arithmetic gives."""
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.ratio is not None:
+            raise BudgetError("expected keep or ratio, got both")
+        if self.keep is None:
+            object.__setattr__(self, "ratio", 0.25 if self.ratio is None else self.ratio)
+        if self.keep is not None and self.keep < 1:
+            raise BudgetError(f"expected keep >= 1, got {self.keep}")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise BudgetError(f"expected ratio in (0, 1], got {self.ratio}")
+
+    def budget(self, frames: int, patches: int, *, has_cls: bool) -> Budget:
+        """Return what a clip of this size may spend: at least one token, at most all of them."""
+        total = frames * patches
+        wanted = self.keep or max(1, share_to_count(total, self.ratio or 0.0))
+        cls = self.keep_cls and has_cls and wanted >= 2 * frames
+        left = min(total, wanted - frames * cls)
+        published = self.ratio if self.ratio is not None and not cls else None
+        return Budget(patches=left, ratio=published or left / total, cls=cls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """What a method sees of one clip, float32."""
+
+    x: Tensor
+    """(F, N, D) patch features."""
+    a: Tensor
+    """(F, N) CLS attention; each frame sums to 1."""
+    g: Tensor
+    """(F, D) frame vectors: CLS rows, or the mean patch for towers without."""
+    metric: Tensor
+    """(F, N, d) what patches are compared by: keys where a method asks for them, else features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTokens:
+    """What a method makes of one clip."""
+
+    features: Tensor
+    """(K, D) float32."""
+    anchor: Tensor
+    """(K,) int64 ids."""
+    kind: Tensor
+    """(K,) uint8."""
+    holder: Tensor
+    """(M, H) int64: tokens that hold each patch, in equal shares; -1 where there is none."""
+
+    @property
+    def size(self) -> Tensor:
+        """Patches merged into each token (K,), float32."""
+        held = self.holder >= 0
+        share = held / held.sum(1, keepdim=True).clamp(min=1)
+        size = torch.zeros(len(self.anchor) + 1, device=share.device)
+        return size.index_add_(0, self.holder.flatten() % len(size), share.flatten())[:-1]
+
+    def by_anchor(self) -> "ClipTokens":
+        """Return the tokens sorted by (frame, patch) of their anchors."""
+        order = self.anchor.argsort(stable=True)
+        place = pad(order.argsort(), (0, 1), value=-1)  # holder -1 reads the last one
+        return ClipTokens(
+            features=self.features[order], anchor=self.anchor[order], kind=self.kind[order], holder=place[self.holder]
+        )
+
+
+Method = Callable[[Clip, Budget], ClipTokens]
+
+
+def reduce_clips(tokens: VisualTokens, config: ClipConfig, method: Method, keys: Capture | None = None) -> ReducedTokens:
+    """Run a method on each clip by itself, fit its result to the budget, join the clips.
+
+    A clip that its budget holds whole stays as it is. Raises ReducerError on a value that is not finite.
+    """
+    check_finite(tokens)
+    _, patches, _ = tokens.features.shape
+    a_FN = tokens.capture(ATTENTION).float()
+    a_FN = a_FN / a_FN.sum(1, keepdim=True).clamp(min=1e-30)
+    parts, budgets = [], []
+    for start, end in tokens.clip_ptr.unfold(0, 2, 1).tolist():
+        x = tokens.features[start:end].float()
+        g = x.mean(1) if tokens.cls is None else tokens.cls[start:end].float()
+        metric = x if keys is None else tokens.capture(keys)[start:end].float()
+        clip = Clip(x=x, a=a_FN[start:end], g=g, metric=metric)
+        budget = config.budget(end - start, patches, has_cls=tokens.cls is not None)
+        whole = budget.patches == x.shape[0] * patches
+        found = kept(clip, torch.arange(x.shape[0] * patches, device=x.device)) if whole else method(clip, budget)
+        parts.append(fit_budget(found, clip, budget.patches) if config.exact else found.by_anchor())
+        budgets.append(budget)
+    return _joined(tokens, parts, budgets)
+
+
+def kept(clip: Clip, anchor_K: Tensor) -> ClipTokens:
+    """Return patches unchanged."""
+    holder = torch.full((clip.a.numel(), 1), -1, device=anchor_K.device)
+    holder[anchor_K, 0] = torch.arange(len(anchor_K), device=anchor_K.device)
+    kind = torch.full_like(anchor_K, KEPT, dtype=torch.uint8)
+    return ClipTokens(features=clip.x.flatten(0, 1)[anchor_K], anchor=anchor_K, kind=kind, holder=holder)
+
+
+def fit_budget(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
+    """Return exactly `budget` tokens (all M if there are no more), sorted by anchor.
+
+    Too many: those with the least attended anchors are folded, one by one, into the most similar token of their frame, or of
+    the nearest frame that has one. Too few: the best attended anchors that are absent are added as they are.
+
+    Source: REDUCERS_VIDEO.md section 4, rule 6.
+    Departs: an added patch leaves the size of the token that it was merged into, so that sizes still count each patch once.
+    """
+    found, budget = found.by_anchor(), min(budget, clip.a.numel())
+    if len(found.anchor) > budget:
+        return _shrunk(found, clip, budget)
+    absent_M = torch.ones(clip.a.numel(), dtype=torch.bool, device=clip.a.device)
+    absent_M[found.anchor] = False
+    order_M = ranked(clip.a.flatten())
+    added = order_M[absent_M[order_M]][: budget - len(found.anchor)]
+    holder = found.holder.clone()
+    holder[added] = -1
+    holder[added, 0] = len(found.anchor) + torch.arange(len(added), device=added.device)
+    return ClipTokens(
+        features=torch.cat([found.features, clip.x.flatten(0, 1)[added]]),
+        anchor=torch.cat([found.anchor, added]),
+        kind=torch.cat([found.kind, torch.full_like(added, KEPT, dtype=torch.uint8)]),
+        holder=holder,
+    ).by_anchor()
+
+
+def _shrunk(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
+    x_KD, size_K, kind_K = found.features.clone(), found.size, found.kind.clone()
+    frame_K = torch.div(found.anchor, clip.a.shape[1], rounding_mode="floor")
+    leaving = clip.a.flatten()[found.anchor].argsort(stable=True)[: len(found.anchor) - budget]
+    gone_K = torch.zeros_like(frame_K, dtype=torch.bool)
+    into_K = torch.arange(len(frame_K), device=frame_K.device)
+    for token in leaving:  # each fold changes what the next one is compared with
+        gone_K[token] = True
+        gap_K = (frame_K - frame_K[token]).abs().masked_fill(gone_K, len(clip.a))
+        likeness_K = normalised(x_KD) @ normalised(x_KD[token])
+        target = likeness_K.masked_fill(gap_K > gap_K.min(), -torch.inf).argmax()
+        both = size_K[target] + size_K[token]
+        x_KD[target] = (size_K[target] * x_KD[target] + size_K[token] * x_KD[token]) / both
+        size_K[target], into_K[token] = both, target
+        kind_K[target] = torch.where(kind_K[target] == KEPT, ENRICHED, kind_K[target])
+    for _ in range(len(frame_K).bit_length()):  # follow folds of folds, twice as far each time
+        into_K = into_K[into_K]
+    place_K = pad(((~gone_K).cumsum(0) - 1)[into_K], (0, 1), value=-1)
+    stay = ~gone_K
+    return ClipTokens(features=x_KD[stay], anchor=found.anchor[stay], kind=kind_K[stay], holder=place_K[found.holder])
+
+
+def _joined(tokens: VisualTokens, parts: list[ClipTokens], budgets: list[Budget]) -> ReducedTokens:
+    """Lay out the tokens of all clips, CLS rows in front of their frames."""
+    spans = tokens.clip_ptr.unfold(0, 2, 1).tolist()
+    rows = [_with_cls(tokens, part, *span) if b.cls else part for part, b, span in zip(parts, budgets, spans, strict=True)]
+    patches, width = tokens.features.shape[1], tokens.grid[1]
+    kind, key = (torch.cat([getattr(row, name) for row in rows]) for name in ("kind", "anchor"))
+    cls = kind == CLS
+    frame = torch.where(cls, -1 - key, torch.div(key, patches, rounding_mode="floor"))
+    place = key.clamp(min=0) % patches
+    position = torch.stack([frame, torch.div(place, width, rounding_mode="floor"), place % width], dim=1).float()
+    counts = torch.tensor([0, *(len(row.anchor) for row in rows)], device=key.device)
+    return ReducedTokens(
+        features=torch.cat([row.features for row in rows]).to(tokens.features.dtype),
+        ptr=counts.cumsum(0),
+        frame=frame.to(torch.int16),
+        anchor=key.masked_fill(cls, -1).to(torch.int32),
+        kind=kind,
+        size=torch.cat([row.size for row in rows]),
+        position=position.masked_fill(cls[:, None], -1),
+        owner=torch.cat([row.holder[:, 0] for row in rows]).to(torch.int32),
+    )
+
+
+def _with_cls(tokens: VisualTokens, part: ClipTokens, start: int, end: int) -> ClipTokens:
+    """Return a clip's tokens with its CLS rows between them; the anchor of frame f's row is -1 - f."""
+    if tokens.cls is None:
+        return part
+    frames = torch.arange(end - start, device=part.anchor.device)
+    time = torch.cat([torch.div(part.anchor, tokens.features.shape[1], rounding_mode="floor"), frames])
+    order = (2 * time + (torch.arange(len(time), device=time.device) < len(part.anchor))).argsort(stable=True)
+    return ClipTokens(
+        features=torch.cat([part.features, tokens.cls[start:end].float()])[order],
+        anchor=torch.cat([part.anchor, -1 - frames])[order],
+        kind=torch.cat([part.kind, torch.full_like(frames, CLS, dtype=torch.uint8)])[order],
+        holder=pad(order.argsort(), (0, 1), value=-1)[part.holder],
+    )
