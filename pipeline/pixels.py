@@ -23,7 +23,7 @@ def fit_square(frames_FHWC: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[
     top, left = (new_height - side_px) // 2, (new_width - side_px) // 2
     squares = np.empty((len(frames_FHWC), side_px, side_px, 3), dtype=np.uint8)
     for at, frame_HWC in enumerate(frames_FHWC):  # one frame at a time: a float copy of a 4K clip would be 0.8 GB
-        pixels = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)[None].float()
+        pixels = torch.from_numpy(np.array(frame_HWC)).permute(2, 0, 1)[None].float()
         if (height, width) != (new_height, new_width):
             pixels = F.interpolate(pixels, (new_height, new_width), mode="bicubic", antialias=True, align_corners=False)
         square = pixels[0, :, top : top + side_px, left : left + side_px]
