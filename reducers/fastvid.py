@@ -25,7 +25,7 @@ from reducers.base import (
     ranked,
     top_mask,
 )
-from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips
+from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips, summed
 
 NEIGHBOURS = 4
 """Points that the density of a patch is taken from."""
@@ -144,7 +144,7 @@ def _contexts(x_FND: Tensor, salient_FN: Tensor, contexts_F: Tensor) -> Tensor:
 
 
 def _holders(x_FND: Tensor, salient_FN: Tensor, context_FN: Tensor, segment_F: Tensor) -> Tensor:
-    """Return the tokens that hold each patch, the likest first (M, 1 + A), -1 for none.
+    """Return the tokens that hold each patch, the likest first (M, A), -1 for none.
 
     A salient patch holds itself. Any other is held by its likest context in each anchor frame of its segment, contexts too.
     """
@@ -168,15 +168,16 @@ def _holders(x_FND: Tensor, salient_FN: Tensor, context_FN: Tensor, segment_F: T
     here_MA = (segment_F[host_A] == segment_F[:, None]).repeat_interleave(patches, 0) & ~salient_FN.flatten()[:, None]
     best_MA = like_MAm.gather(-1, which_MA[..., None])[..., 0].masked_fill(~here_MA, -torch.inf)
     held_MA = token_M[id_C][column_Am.T.gather(0, which_MA)].masked_fill(~here_MA, -1)
-    return torch.cat([own_M1, held_MA.gather(1, ranked(best_MA))], dim=1)
+    held_MA = held_MA.gather(1, ranked(best_MA))
+    held_MA[:, :1] = held_MA[:, :1].maximum(own_M1)
+    return held_MA
 
 
 def _means(x_MD: Tensor, holder_MH: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Return the mean of what each token holds (K, D), and how many patches that is (K, 1)."""
     slot = holder_MH.flatten() % (tokens + 1)
     count_K1 = slot.bincount(minlength=tokens + 1)[:-1, None]
-    sum_KD = torch.zeros(tokens + 1, x_MD.shape[1], device=x_MD.device)
-    sum_KD.index_add_(0, slot, x_MD.repeat_interleave(holder_MH.shape[1], 0))
+    sum_KD = summed(x_MD.repeat_interleave(holder_MH.shape[1], 0), slot, tokens + 1)
     return sum_KD[:-1] / count_K1.clamp(min=1), count_K1
 
 

@@ -105,8 +105,8 @@ class ClipTokens:
         """Patches merged into each token (K,), float32."""
         held = self.holder >= 0
         share = held / held.sum(1, keepdim=True).clamp(min=1)
-        size = torch.zeros(len(self.anchor) + 1, device=share.device)
-        return size.index_add_(0, self.holder.flatten() % len(size), share.flatten())[:-1]
+        tokens = len(self.anchor) + 1  # the last one is nobody's
+        return summed(share.flatten(), self.holder.flatten() % tokens, tokens)[:-1]
 
     def by_anchor(self) -> "ClipTokens":
         """Return the tokens sorted by (frame, patch) of their anchors."""
@@ -120,27 +120,35 @@ class ClipTokens:
 Method = Callable[[Clip, Budget], ClipTokens]
 
 
-def reduce_clips(tokens: VisualTokens, config: ClipConfig, method: Method, keys: Capture | None = None) -> ReducedTokens:
+def reduce_clips(
+    tokens: VisualTokens, config: ClipConfig, method: Method, keys: Capture | None = None
+) -> ReducedTokens:
     """Run a method on each clip by itself, fit its result to the budget, join the clips.
 
     A clip that its budget holds whole stays as it is. Raises ReducerError on a value that is not finite.
     """
+    parts, budgets = [], []
+    for clip in clips_of(tokens, keys):
+        budget = config.budget(*clip.a.shape, has_cls=tokens.cls is not None)
+        whole = budget.patches == clip.a.numel()
+        found = kept(clip, torch.arange(clip.a.numel(), device=clip.a.device)) if whole else method(clip, budget)
+        parts.append(fit_budget(found, clip, budget.patches) if config.exact else found.by_anchor())
+        budgets.append(budget)
+    return joined(tokens, parts, budgets)
+
+
+def clips_of(tokens: VisualTokens, keys: Capture | None = None) -> list[Clip]:
+    """Return each clip by itself. Raises ReducerError on a value that is not finite."""
     check_finite(tokens)
-    _, patches, _ = tokens.features.shape
     a_FN = tokens.capture(ATTENTION).float()
     a_FN = a_FN / a_FN.sum(1, keepdim=True).clamp(min=1e-30)
-    parts, budgets = [], []
+    clips = []
     for start, end in tokens.clip_ptr.unfold(0, 2, 1).tolist():
         x = tokens.features[start:end].float()
         g = x.mean(1) if tokens.cls is None else tokens.cls[start:end].float()
         metric = x if keys is None else tokens.capture(keys)[start:end].float()
-        clip = Clip(x=x, a=a_FN[start:end], g=g, metric=metric)
-        budget = config.budget(end - start, patches, has_cls=tokens.cls is not None)
-        whole = budget.patches == x.shape[0] * patches
-        found = kept(clip, torch.arange(x.shape[0] * patches, device=x.device)) if whole else method(clip, budget)
-        parts.append(fit_budget(found, clip, budget.patches) if config.exact else found.by_anchor())
-        budgets.append(budget)
-    return _joined(tokens, parts, budgets)
+        clips.append(Clip(x=x, a=a_FN[start:end], g=g, metric=metric))
+    return clips
 
 
 def kept(clip: Clip, anchor_K: Tensor) -> ClipTokens:
@@ -149,6 +157,14 @@ def kept(clip: Clip, anchor_K: Tensor) -> ClipTokens:
     holder[anchor_K, 0] = torch.arange(len(anchor_K), device=anchor_K.device)
     kind = torch.full_like(anchor_K, KEPT, dtype=torch.uint8)
     return ClipTokens(features=clip.x.flatten(0, 1)[anchor_K], anchor=anchor_K, kind=kind, holder=holder)
+
+
+def summed(rows: Tensor, slot: Tensor, slots: int) -> Tensor:
+    """Return the sum of the rows of each slot (slots, ...), the same bits every time."""
+    total = rows.new_zeros(slots, *rows.shape[1:])
+    if rows.is_cuda:  # there index_add_ adds in any order
+        return total.index_put_((slot,), rows, accumulate=True)
+    return total.index_add_(0, slot, rows)
 
 
 def fit_budget(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
@@ -200,10 +216,12 @@ def _shrunk(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
     return ClipTokens(features=x_KD[stay], anchor=found.anchor[stay], kind=kind_K[stay], holder=place_K[found.holder])
 
 
-def _joined(tokens: VisualTokens, parts: list[ClipTokens], budgets: list[Budget]) -> ReducedTokens:
-    """Lay out the tokens of all clips, CLS rows in front of their frames."""
+def joined(tokens: VisualTokens, parts: list[ClipTokens], budgets: list[Budget]) -> ReducedTokens:
+    """Lay out the tokens of all clips, sorted by anchor in each, CLS rows in front of their frames."""
     spans = tokens.clip_ptr.unfold(0, 2, 1).tolist()
-    rows = [_with_cls(tokens, part, *span) if b.cls else part for part, b, span in zip(parts, budgets, spans, strict=True)]
+    rows = [
+        _with_cls(tokens, part, *span) if b.cls else part for part, b, span in zip(parts, budgets, spans, strict=True)
+    ]
     patches, width = tokens.features.shape[1], tokens.grid[1]
     kind, key = (torch.cat([getattr(row, name) for row in rows]) for name in ("kind", "anchor"))
     cls = kind == CLS

@@ -25,7 +25,7 @@ from reducers.base import (
     ranked,
 )
 from reducers.fastvid import segment_of
-from reducers.fit import ATTENTION, Budget, Clip, ClipTokens, reduce_clips
+from reducers.fit import ATTENTION, Budget, Clip, ClipTokens, reduce_clips, summed
 from reducers.holitom import ThresholdConfig, dense_merge
 
 NEIGHBOURS = 7
@@ -68,7 +68,7 @@ def flashvid(clip: Clip, budget: Budget, config: FlashVidConfig) -> ClipTokens:
     tokens = min(patches, ceil(patches * budget.ratio))
     score_FN = clip.a
     if config.selection == "v2":
-        mean_SD = torch.zeros_like(mean_FD).index_add_(0, segment_F, mean_FD / length_F[:, None])
+        mean_SD = summed(mean_FD / length_F[:, None], segment_F, frames)
         score_FN = score_FN * (clip.x @ mean_SD[segment_F][..., None])[..., 0].clamp(min=0)
     picked_FN = spread_selection(clip.x, score_FN, ceil(tokens * config.alpha))
     free_FN = ~picked_FN
@@ -126,7 +126,7 @@ def trees(x_MD: Tensor, parent_M: Tensor, *, direct: bool) -> tuple[Tensor, Tens
     root_M = parent_M
     for _ in range(len(parent_M).bit_length()):  # twice as far back each time
         root_M = root_M[root_M]
-    sum_MD = torch.zeros_like(x_MD).index_add_(0, root_M, x_MD)
+    sum_MD = summed(x_MD, root_M, len(x_MD))
     count_M = (parent_M if direct else root_M).bincount(minlength=len(parent_M))
     return root_M, sum_MD / count_M.clamp(min=1)[:, None]
 
@@ -134,7 +134,7 @@ def trees(x_MD: Tensor, parent_M: Tensor, *, direct: bool) -> tuple[Tensor, Tens
 def cluster_counts(rooted_FN: Tensor, segment_F: Tensor, merged: int) -> Tensor:
     """Return how many merged tokens each frame gets (F,): `merged` per frame of a segment, by its share of the roots."""
     roots_F = rooted_FN.sum(1)
-    all_F = torch.zeros_like(roots_F).index_add_(0, segment_F, roots_F)[segment_F]
+    all_F = summed(roots_F, segment_F, len(roots_F))[segment_F]
     wanted_F = merged * segment_F.bincount()[segment_F]
     share_F = torch.div(roots_F * wanted_F + all_F - 1, all_F.clamp(min=1), rounding_mode="floor")
     return torch.where(wanted_F < all_F, share_F, roots_F)
@@ -152,7 +152,7 @@ def _tokens(
     """Cluster the roots of each frame, add what was selected."""
     patches, width = clip.a.shape[1], clip.x.shape[-1]
     roots_F = rooted_FN.sum(1)
-    patch_Fu = ranked(rooted_FN.int())[:, : int(roots_F.max())]
+    patch_Fu = ranked(rooted_FN.int())[:, : max(1, int(roots_F.max()))]
     id_Fu = patch_Fu + patches * torch.arange(len(clip.a), device=patch_Fu.device)[:, None]
     real_Fu = torch.arange(patch_Fu.shape[1], device=patch_Fu.device) < roots_F[:, None]
     near_F = clusters_F.clamp(max=NEIGHBOURS) if config.compat else roots_F.clamp(max=NEIGHBOURS)

@@ -25,7 +25,7 @@ from reducers.base import (
 )
 from reducers.evs import adjacent_likeness
 from reducers.fastvid import density_peaks, distances
-from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips
+from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips, summed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def holitom(clip: Clip, budget: Budget, config: HoliTomConfig) -> ClipTokens:
     ratio = min(1.0, budget.ratio / (1 - saved(spans, still_WN) / clip.a.numel()))
     first_W, last_W = torch.tensor(spans, device=clip.x.device).T
     window_F = torch.repeat_interleave(torch.arange(len(spans), device=first_W.device), last_W - first_W + 1)
-    mean_WND = torch.zeros(len(spans), *clip.x.shape[1:], device=first_W.device).index_add_(0, window_F, clip.x)
+    mean_WND = summed(clip.x, window_F, len(spans))
     mean_WND /= (last_W - first_W + 1)[:, None, None]
     centres_W = (still_WN.sum(1).double() * ratio).round().long()
     merged = dense_merge(mean_WND, still_WN, centres_W, _neighbours(still_WN, centres_W, config), config.beta)

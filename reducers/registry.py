@@ -6,12 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reducers.base import Reducer, ReducerError, ReducerSpecError
+from reducers.dycoke import DyCoke, DyCokeConfig
+from reducers.evs import Evs, EvsConfig
+from reducers.fastvid import FastVid, FastVidConfig
+from reducers.flashvid import FlashVid, FlashVidConfig
 from reducers.grids import Sequential, SequentialConfig, Spatial, SpatialConfig
 from reducers.hired import HiRed, HiRedConfig
+from reducers.holitom import HoliTom, HoliTomConfig
+from reducers.nest import Nest, NestConfig
 from reducers.none import NoneConfig, NoReduction
 from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
 from reducers.tome import ToMe, ToMeConfig
 from reducers.trim import Trim, TrimConfig
+from reducers.unicomp import UniComp, UniCompConfig
+from reducers.vcast import VCast, VCastConfig
 from reducers.visionzip import VisionZip, VisionZipConfig
 
 METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
@@ -24,6 +32,14 @@ METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
     "hired": (HiRedConfig, HiRed),
     "trim": (TrimConfig, Trim),
     "tome": (ToMeConfig, ToMe),
+    "evs": (EvsConfig, Evs),
+    "dycoke_ttm": (DyCokeConfig, DyCoke),
+    "fastvid": (FastVidConfig, FastVid),
+    "holitom": (HoliTomConfig, HoliTom),
+    "flashvid": (FlashVidConfig, FlashVid),
+    "unicomp": (UniCompConfig, UniComp),
+    "vcast": (VCastConfig, VCast),
+    "nest": (NestConfig, Nest),
 }
 """Name to config class and reducer class. Any: each method has its own config."""
 

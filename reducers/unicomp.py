@@ -25,7 +25,7 @@ from reducers.base import (
     top_mask,
 )
 from reducers.budgets import allocate
-from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips
+from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips, summed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def unicomp(clip: Clip, budget: Budget, config: UniCompConfig) -> ClipTokens:
 
 
 def _group_means(rows_FND: Tensor, group_F: Tensor) -> Tensor:
-    sum_GND = rows_FND.new_zeros(int(group_F[-1]) + 1, *rows_FND.shape[1:]).index_add_(0, group_F, rows_FND)
+    sum_GND = summed(rows_FND, group_F, int(group_F[-1]) + 1)
     return sum_GND / group_F.bincount()[:, None, None]
 
 

@@ -34,6 +34,15 @@ SPECS = (
     "trim(ratio=0.25, score=cosine)",
     "trim(ratio=0.25, scope=clip)",
     "trim(ratio=0.1, aggregate=false)",
+    "evs",
+    "dycoke_ttm",
+    "fastvid",
+    "holitom",
+    "flashvid",
+    "unicomp",
+    "vcast",
+    "nest",
+    "nest(keep=20)",
 )
 
 
