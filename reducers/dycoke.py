@@ -46,8 +46,8 @@ class DyCokeConfig(ClipConfig):
 def unlike_reference(x_FND: Tensor, prune: float, *, compat: bool = False) -> Tensor:
     """Return which patches stay (F, N) bool: in a pruned frame the int((1 - K) * N) least like their reference frame.
 
-    References are always unpruned. The second frame of a window is compared with the first, the third with the first, the
-    fourth with the third; the last window may be shorter.
+    References are always unpruned. The second frame of a window is compared with the first, the third with the first,
+    the fourth with the third; the last window may be shorter.
 
     Source: KD-TAO/DyCoke at dd74634, dycole_ttm; REDUCERS_VIDEO.md section 5.2.
     Departs: all windows alike, any number of frames (A1).

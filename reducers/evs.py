@@ -32,8 +32,8 @@ def adjacent_likeness(x_FND: Tensor) -> Tensor:
 def changed(x_FND: Tensor, a_FN: Tensor, keep: int) -> Tensor:
     """Choose the patches least like their own place one frame earlier.
 
-    Frame 0 counts as all new. If less than one frame is kept, it competes by attention: its best attended patch counts as
-    the largest change there is, the others as less, evenly.
+    Frame 0 counts as all new. If less than one frame is kept, it competes by attention: its best attended patch
+    counts as the largest change there is, the others as less, evenly.
 
     Returns:
         Ids (K,), int64, rising. What is kept of fewer tokens is kept of more, on either side of N.

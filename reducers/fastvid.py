@@ -57,8 +57,8 @@ class FastVidConfig(ClipConfig):
 def density_peaks(gap_Rnn: Tensor, valid_Rn: Tensor, neighbours_R: Tensor) -> Tensor:
     """Return how much each valid point of a row is a centre (R, n), float64: density times distance to a denser point.
 
-    Density is exp(-mean squared distance to the `neighbours` nearest, itself included); without a denser point the largest
-    distance of the row counts.
+    Density is exp(-mean squared distance to the `neighbours` nearest, itself included); without a denser point the
+    largest distance of the row counts.
 
     Source: REDUCERS_VIDEO.md section 5, DPC. Departs: no noise against ties, the lower index wins.
     """
@@ -106,7 +106,8 @@ def fastvid(clip: Clip, budget: Budget, config: FastVidConfig) -> ClipTokens:
     """Return salient patches and contexts of one clip, sorted by anchor.
 
     Source: LunarShen/FastVID at a40a109; REDUCERS_VIDEO.md section 5.3.
-    Departs: no more cuts than frames and no more contexts than free patches, what is left over goes to the best attended (A7).
+    Departs: no more cuts than frames and no more contexts than free patches, what is left over goes to the best
+    attended (A7).
     """
     frames, patches, _ = clip.x.shape
     g_FD = normalised(clip.g)
@@ -146,7 +147,8 @@ def _contexts(x_FND: Tensor, salient_FN: Tensor, contexts_F: Tensor) -> Tensor:
 def _holders(x_FND: Tensor, salient_FN: Tensor, context_FN: Tensor, segment_F: Tensor) -> Tensor:
     """Return the tokens that hold each patch, the likest first (M, A), -1 for none.
 
-    A salient patch holds itself. Any other is held by its likest context in each anchor frame of its segment, contexts too.
+    A salient patch holds itself. Any other is held by its likest context in each anchor frame of its segment,
+    contexts too.
     """
     patches = x_FND.shape[1]
     token_M = (salient_FN | context_FN).flatten().cumsum(0) - 1

@@ -170,11 +170,13 @@ def summed(rows: Tensor, slot: Tensor, slots: int) -> Tensor:
 def fit_budget(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
     """Return exactly `budget` tokens (all M if there are no more), sorted by anchor.
 
-    Too many: those with the least attended anchors are folded, one by one, into the most similar token of their frame, or of
-    the nearest frame that has one. Too few: the best attended anchors that are absent are added as they are.
+    Too many: those with the least attended anchors are folded, one by one, into the most similar token of their
+    frame, or of the nearest frame that has one. Too few: the best attended anchors that are absent are added as they
+    are.
 
     Source: REDUCERS_VIDEO.md section 4, rule 6.
-    Departs: an added patch leaves the size of the token that it was merged into, so that sizes still count each patch once.
+    Departs: an added patch leaves the size of the token that it was merged into, so that sizes still count each patch
+    once.
     """
     found, budget = found.by_anchor(), min(budget, clip.a.numel())
     if len(found.anchor) > budget:

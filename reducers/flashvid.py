@@ -1,4 +1,4 @@
-"""FlashVID, its part before the language model: select spread and attended patches, link the others into trees over time.
+"""FlashVID, its part before the language model: select spread, attended patches, link the others into trees.
 
 Shapes: F frames of one clip, N patches, M = F * N, D width, S segments, u roots of a frame (padded).
 """
@@ -57,8 +57,8 @@ def flashvid(clip: Clip, budget: Budget, config: FlashVidConfig) -> ClipTokens:
     """Return selected patches and merged trees of one clip, sorted by anchor.
 
     Source: Fanziyang-v/FlashVID at 1d37422; REDUCERS_VIDEO.md section 5.5.
-    Departs: a tree is divided by its size (A2), patches of one-frame segments that are selected are not merged as well (A3),
-    density is taken from 7 points however few clusters there are (A5).
+    Departs: a tree is divided by its size (A2), patches of one-frame segments that are selected are not merged as
+    well (A3), density is taken from 7 points however few clusters there are (A5).
     """
     frames, patches, _ = clip.x.shape
     mean_FD = clip.x.mean(1)
@@ -82,7 +82,7 @@ def flashvid(clip: Clip, budget: Budget, config: FlashVidConfig) -> ClipTokens:
 
 
 def spread_selection(x_FND: Tensor, score_FN: Tensor, count: int) -> Tensor:
-    """Choose in each frame patches far from all chosen ones (F, N) bool: 1 - cosine, weighted by the score of the new one."""
+    """Choose in each frame patches far (1 - cosine, times the score of the new one) from all chosen (F, N) bool."""
     frames, patches = score_FN.shape
     u_FND = normalised(x_FND)
     apart_FNN = (1 - u_FND @ u_FND.transpose(1, 2)) * score_FN[:, None]
@@ -101,7 +101,7 @@ def spread_selection(x_FND: Tensor, score_FN: Tensor, count: int) -> Tensor:
 def links(x_FND: Tensor, free_FN: Tensor, segment_F: Tensor, tokens: int, tau: float) -> Tensor:
     """Return the patch of the frame before that each free patch continues (M,), itself where none.
 
-    Links stay inside a segment. Where they would leave a segment fewer patches than it has tokens, only the likest link.
+    Links stay inside a segment. Where they would leave it fewer patches than it has tokens, only the likest stand.
     """
     frames, patches, _ = x_FND.shape
     u_FND = normalised(x_FND)
@@ -122,7 +122,7 @@ def links(x_FND: Tensor, free_FN: Tensor, segment_F: Tensor, tokens: int, tau: f
 
 
 def trees(x_MD: Tensor, parent_M: Tensor, *, direct: bool) -> tuple[Tensor, Tensor]:
-    """Return the root of each patch (M,) and the mean of each root's tree (M, D); `direct` divides as published (A2)."""
+    """Return the root of each patch (M,) and the mean of its tree (M, D); `direct` divides as published (A2)."""
     root_M = parent_M
     for _ in range(len(parent_M).bit_length()):  # twice as far back each time
         root_M = root_M[root_M]
@@ -132,7 +132,7 @@ def trees(x_MD: Tensor, parent_M: Tensor, *, direct: bool) -> tuple[Tensor, Tens
 
 
 def cluster_counts(rooted_FN: Tensor, segment_F: Tensor, merged: int) -> Tensor:
-    """Return how many merged tokens each frame gets (F,): `merged` per frame of a segment, by its share of the roots."""
+    """Share `merged` tokens per frame over the frames of each segment (F,), by their roots."""
     roots_F = rooted_FN.sum(1)
     all_F = summed(roots_F, segment_F, len(roots_F))[segment_F]
     wanted_F = merged * segment_F.bincount()[segment_F]
@@ -177,7 +177,8 @@ def _tokens(
 class FlashVid(Fingerprinted):
     """Selects spread and attended patches, merges the others along their trees over time and by density inside a frame.
 
-    Source and departures: as `flashvid`. Departs: a quarter of the frames are segments at least, published counts 8 at 32.
+    Source and departures: as `flashvid`. Departs: a quarter of the frames are segments at least, published counts 8
+    at 32.
     """
 
     config: FlashVidConfig

@@ -139,7 +139,7 @@ def dense_merge(
 
 
 def holitom(clip: Clip, budget: Budget, config: HoliTomConfig) -> ClipTokens:
-    """Return merged still patches of each window, at its first frame, and the best attended changing ones of each frame.
+    """Return merged still patches of each window, at its first frame, and the best attended others of each frame.
 
     Source: cokeshao/HoliTom at e9b2972, without merging in the language model; REDUCERS_VIDEO.md section 5.4.
     Departs: context_share works (A6); density is taken from K points however few centres there are (A5).
@@ -170,7 +170,7 @@ def _neighbours(valid_Rn: Tensor, centres_R: Tensor, config: HoliTomConfig) -> T
 
 
 def _changing(clip: Clip, changing_FN: Tensor, ratio: float, config: HoliTomConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the tokens of each frame's changing patches: mask (F, N), values (F, N, D), the patch that holds each (F, N)."""
+    """Choose tokens among the changing patches: mask (F, N), values (F, N, D), the patch that holds each (F, N)."""
     wanted_F = (changing_FN.sum(1).double() * ratio).ceil()
     plain_F = (wanted_F * (1 - config.context_share)).round()
     token_FN = top_mask(clip.a.masked_fill(~changing_FN, -torch.inf), plain_F)

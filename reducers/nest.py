@@ -1,10 +1,10 @@
 """`nest`: one ordered superset of a clip whose every prefix is a good reduced clip, and that folds to any budget.
 
-Shapes: C clips of equal size, F frames, N patches, M = F * N, D width, S ranks of the superset, B budget. id = frame * N +
-patch; a rank is a place in the order, 0 the first.
+Shapes: C clips of equal size, F frames, N patches, M = F * N, D width, S ranks of the superset, B budget. id = frame
+* N + patch; a rank is a place in the order, 0 the first.
 
-Kernel and mass are rounded to 2**-16, so gains are sums without rounding in float64: lazy and plain greedy, alone or in a
-batch, with one thread or many, all give the same order.
+Kernel and mass are rounded to 2**-16, so gains are sums without rounding in float64: lazy and plain greedy, alone or
+in a batch, with one thread or many, all give the same order.
 """
 
 from collections.abc import Sequence

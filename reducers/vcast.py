@@ -55,7 +55,8 @@ def frame_budgets(curvature_F: Tensor, total: int, cap: int, config: VCastConfig
     """Share `total` over frames (F,), int64, none above `cap`; exact wherever total <= F * cap.
 
     Source: xinyouu/V-CAST at c235ef3; REDUCERS_VIDEO.md section 5.7.
-    Departs: the rounding remainder goes to the largest fractions, one each; published gives all of it to one frame (A8).
+    Departs: the rounding remainder goes to the largest fractions, one each; published gives all of it to one frame
+    (A8).
     """
     frames = len(curvature_F)
     weight_F = (curvature_F / config.temperature).softmax(0)
@@ -70,7 +71,7 @@ def frame_budgets(curvature_F: Tensor, total: int, cap: int, config: VCastConfig
 
 
 def published_score(x_FND: Tensor) -> Tensor:
-    """Return V-CAST's score of patches (F, N): unlikeness to the frame's mean plus length, scaled to 0..1 in the frame."""
+    """Return V-CAST's score (F, N): unlikeness to the frame's mean plus length, scaled to 0..1 in the frame."""
     unlike_FN = 1 - (normalised(x_FND) @ normalised(x_FND.mean(1))[..., None])[..., 0]
     length_FN = x_FND.norm(dim=-1)
     low, high = length_FN.amin(1, keepdim=True), length_FN.amax(1, keepdim=True)

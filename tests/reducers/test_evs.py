@@ -1,5 +1,7 @@
 """EVS: nested, exact, blind to nothing that changed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -54,5 +56,6 @@ def test_of_a_still_clip_the_first_frame_is_kept() -> None:
 def test_published_floor_needs_compat() -> None:
     """A frame's worth at least, and only then."""
     batch = related(2, (4,))
-    kept = [Evs(EvsConfig(keep=5, keep_cls=False, exact=False, compat=compat)).reduce(batch) for compat in (False, True)]
+    config = EvsConfig(keep=5, keep_cls=False, exact=False)
+    kept = [Evs(replace(config, compat=compat)).reduce(batch) for compat in (False, True)]
     assert [len(one.anchor) for one in kept] == [5, 16]

@@ -59,7 +59,8 @@ def test_anchor_frames_count_back_from_the_end_of_a_segment() -> None:
 def by_hand(clip: Clip, segments: list[list[int]], tokens: int, contexts: int) -> dict[int, tuple[torch.Tensor, float]]:
     """Section 5.3, 3 to 6, with stride 2 and beta 0.6: values and sizes by anchor."""
     patches, out = clip.a.shape[1], {}
-    salient = [sorted(range(patches), key=lambda n, f=f: (-float(clip.a[f, n]), n))[: tokens - contexts] for f in range(4)]
+    order = [sorted(range(patches), key=lambda n, f=f: (-float(clip.a[f, n]), n)) for f in range(4)]
+    salient = [one[: tokens - contexts] for one in order]
     out.update({f * patches + n: (clip.x[f, n], 1.0) for f in range(4) for n in salient[f]})
     for segment in segments:
         hosts = segment[::-1][::2]
@@ -67,9 +68,11 @@ def by_hand(clip: Clip, segments: list[list[int]], tokens: int, contexts: int) -
         for host in hosts:
             rows = {n: clip.x[host, n] for f, n in free if f == host}
             centres = list(peaks_by_hand(rows, contexts * len(segment) // len(hosts)))
-            like = {c: torch.cosine_similarity(clip.x[host, c], torch.stack([clip.x[p] for p in free]), dim=-1) for c in centres}
+            every = torch.stack([clip.x[place] for place in free])
+            like = {c: torch.cosine_similarity(clip.x[host, c], every, dim=-1) for c in centres}
             for c in centres:
-                mine = [p for at, p in enumerate(free) if max(sorted(centres), key=lambda k, at=at: float(like[k][at])) == c]
+                best = [max(sorted(centres), key=lambda k, at=at: float(like[k][at])) for at in range(len(free))]
+                mine = [place for place, context in zip(free, best, strict=True) if context == c]
                 mean, own = torch.stack([clip.x[p] for p in mine]).mean(0), max(0.6, 1 / (len(mine) + 1))
                 out[host * patches + c] = (own * clip.x[host, c] + (1 - own) * mean, len(mine) / len(hosts))
     return {anchor: out[anchor] for anchor in sorted(out)}
@@ -96,7 +99,8 @@ def test_tokens_are_those_of_a_loop(seed: int) -> None:
     found = fastvid(clip, Budget(patches=24, ratio=0.375, cls=False), config)
     expected = by_hand(clip, [[0, 1, 2], [3]], 6, 3)
     assert found.anchor.tolist() == list(expected)
-    torch.testing.assert_close(found.features, torch.stack([value for value, _ in expected.values()]), atol=1e-5, rtol=1e-5)
+    values = torch.stack([value for value, _ in expected.values()])
+    torch.testing.assert_close(found.features, values, atol=1e-5, rtol=1e-5)
     assert found.size.tolist() == pytest.approx([size for _, size in expected.values()])
 
 

@@ -39,7 +39,7 @@ def test_the_windows_are_the_best_of_all_partitions(same: list[list[bool]], long
     assert not any(still[row].any() for row, (start, end) in enumerate(spans) if start == end)
 
 
-def merged_by_hand(rows: dict[int, torch.Tensor], centres: int, beta: float) -> dict[int, tuple[torch.Tensor, list[int]]]:
+def merged_by_hand(rows: dict[int, torch.Tensor], centres: int, beta: float) -> dict[int, torch.Tensor]:
     """Density peaks and joining, point by point."""
     names, width = sorted(rows), len(next(iter(rows.values())))
     gap = {(i, j): float((rows[i].double() - rows[j].double()).norm()) / width**0.5 for i in names for j in names}
@@ -51,13 +51,8 @@ def merged_by_hand(rows: dict[int, torch.Tensor], centres: int, beta: float) -> 
     for i in names:
         if i not in members and members:
             members[min(members, key=lambda centre: (gap[i, centre], centre))].append(i)
-    return {
-        centre: (
-            beta * rows[centre] + (1 - beta) * torch.stack([rows[i] for i in joined]).mean(0) if joined else rows[centre],
-            joined,
-        )
-        for centre, joined in members.items()
-    }
+    means = {centre: torch.stack([rows[i] for i in joined or [centre]]).mean(0) for centre, joined in members.items()}
+    return {centre: beta * rows[centre] + (1 - beta) * means[centre] for centre in members}
 
 
 def by_hand(clip: Clip, ratio: float, share: float) -> dict[int, torch.Tensor]:
@@ -68,7 +63,7 @@ def by_hand(clip: Clip, ratio: float, share: float) -> dict[int, torch.Tensor]:
     for (start, end), row in zip(spans, still, strict=True):
         fixed = row.nonzero()[:, 0].tolist()
         means = {n: clip.x[start : end + 1, n].mean(0) for n in fixed}
-        for centre, (value, _) in merged_by_hand(means, round(len(fixed) * ratio), 0.6).items() if fixed else ():
+        for centre, value in merged_by_hand(means, round(len(fixed) * ratio), 0.6).items() if fixed else ():
             out[start * patches + centre] = value
         for frame in range(start, end + 1):
             moving = [n for n in range(patches) if n not in fixed]
@@ -76,7 +71,7 @@ def by_hand(clip: Clip, ratio: float, share: float) -> dict[int, torch.Tensor]:
             plain = sorted(moving, key=lambda n: (-float(clip.a[frame, n]), n))[: round(wanted * (1 - share))]
             out.update({frame * patches + n: clip.x[frame, n] for n in plain})
             rest = {n: clip.x[frame, n] for n in moving if n not in plain}
-            for centre, (value, _) in merged_by_hand(rest, wanted - len(plain), 0.6).items() if rest else ():
+            for centre, value in merged_by_hand(rest, wanted - len(plain), 0.6).items() if rest else ():
                 out[frame * patches + centre] = value
     return {anchor: out[anchor] for anchor in sorted(out)}
 

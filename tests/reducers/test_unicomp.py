@@ -74,7 +74,8 @@ def test_a_group_ends_at_a_cut_or_at_its_longest() -> None:
 @pytest.mark.parametrize("ratio", [0.2, 0.4])
 def test_tokens_are_those_of_a_loop(seed: int, ratio: float) -> None:
     """Values, sizes and which pick holds which patch, group by group."""
-    clip, config = clips_of(related(seed, (4,), "noisy"))[0], UniCompConfig(frame_uniqueness=0.2, spatial_uniqueness=0.7)
+    clip = clips_of(related(seed, (4,), "noisy"))[0]
+    config = UniCompConfig(frame_uniqueness=0.2, spatial_uniqueness=0.7)
     budget = Budget(patches=int(64 * ratio), ratio=ratio, cls=False)
     found = unicomp(clip, budget, config)
     first = [*frame_groups(clip.x, 0.2, int(1 / ratio) + 1), 4]
