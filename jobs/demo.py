@@ -35,7 +35,7 @@ class DemoJob:
     """Folder for videos, store and answers; emptied first."""
     videos: int = 24
     """How many."""
-    reducers: tuple[str, ...] = ("none", "prumerge+(ratio=0.25)", "spatial(k=16)")
+    reducers: tuple[str, ...] = ("none", "prumerge+(ratio=0.25)", "visionzip(dominant=13,contextual=3)", "nest(keep=128)")
     """Compared with one another; the first is the baseline."""
     model: str = str(MODEL)
     """A checkpoint directory."""

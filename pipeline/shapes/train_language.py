@@ -33,7 +33,9 @@ PATCHES_KEPT = ((6, 0.1), (12, 0.25), (24, 0.25), (40, 0.15), (ALL, 0.25))
 SAMPLE_CLIPS = 200
 FIRST_KEPT, FIRST_SHARE = ((10, 0.5), (16, 0.5)), 0.55
 """The same for the first share of all steps: what shows something and little else, so that look-ups are learned soon."""
-WEIGHTS = {0: 2.0, 1: 1.5, 2: 3.0, 3: 0.8, 4: 1.0, 5: 1.0, 6: 1.2, 7: 1.5}
+RARE, LAST_SHARE = 2, 0.15
+"""In the last share of all steps half of the clips have a question of the rare type: one clip in four has any."""
+WEIGHTS = {0: 2.0, 1: 1.5, 2: 20.0, 3: 0.8, 4: 1.0, 5: 1.0, 6: 1.2, 7: 1.5}
 """How likely a question of a type is drawn, beside the others of its clip."""
 QUESTIONS = 12
 """Q drawn per clip and step."""
@@ -173,6 +175,7 @@ def train_language(
         "language": model.model.language_model,
         "head": model.lm_head,
     }
+    rare = torch.tensor([at for at, asked in enumerate(pool.asked) if any(kind == RARE for _, _, kind in asked)])
     run = Run(parts, rate, steps, 0.06, 0.05, state)
     right: defaultdict[int, list[float]] = defaultdict(list)
     began, before = time.monotonic(), run.step
@@ -182,7 +185,8 @@ def train_language(
         counts, shares = zip(*(FIRST_KEPT if first else PATCHES_KEPT), strict=True)
         kept = counts[int(torch.multinomial(torch.tensor(shares), 1, generator=random))]
         clips = max(4, min(32, tokens_per_step // (FRAMES * (kept + 1))))
-        clip_B = torch.randint(len(rows), (clips,), generator=random)
+        last = run.step >= (1 - LAST_SHARE) * steps
+        clip_B = _clips(clips, len(rows), rare if last else rare[:0], random)
         visual = drop(rows[clip_B], pool.owners[clip_B], kept, random, clean=first).to(device)
         visual = visual + 0.05 * torch.randn(visual.shape, generator=random).to(device, visual.dtype)
         packed = _draw(pool, clip_B.tolist(), random, device)
@@ -199,6 +203,14 @@ def train_language(
             right.clear()
         if run.step % SAVE_EVERY == 0 or run.step == steps:
             run.save()
+
+
+def _clips(count: int, pool: int, rare: Tensor, random: torch.Generator) -> Tensor:
+    """Draw clips of a pool (B,), half of them from the rare ones if there are any."""
+    clip_B = torch.randint(pool, (count,), generator=random)
+    if len(rare):
+        clip_B[: count // 2] = rare[torch.randint(len(rare), (count // 2,), generator=random)]
+    return clip_B
 
 
 def _draw(pool: Pool, clips: Sequence[int], random: torch.Generator, device: torch.device) -> Packed:
