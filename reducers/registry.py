@@ -13,7 +13,8 @@ from reducers.flashvid import FlashVid, FlashVidConfig
 from reducers.grids import Sequential, SequentialConfig, Spatial, SpatialConfig
 from reducers.hired import HiRed, HiRedConfig
 from reducers.holitom import HoliTom, HoliTomConfig
-from reducers.nest import Nest, NestConfig
+from reducers.nest import Nest
+from reducers.nest_order import NestConfig
 from reducers.none import NoneConfig, NoReduction
 from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
 from reducers.tome import ToMe, ToMeConfig

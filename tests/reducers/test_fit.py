@@ -15,7 +15,8 @@ from reducers.fastvid import FastVid, FastVidConfig
 from reducers.fit import ATTENTION, Clip, ClipConfig, ClipTokens, fit_budget, kept
 from reducers.flashvid import FlashVid, FlashVidConfig
 from reducers.holitom import HoliTom, HoliTomConfig, calibrated_tau
-from reducers.nest import Nest, NestConfig
+from reducers.nest import Nest
+from reducers.nest_order import NestConfig
 from reducers.unicomp import UniComp, UniCompConfig
 from reducers.vcast import VCast, VCastConfig
 from tests.reducers.test_invariants import clip, fields, tokens

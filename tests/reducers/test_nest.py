@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from reducers.base import BudgetError, ReducerError, VisualTokens
 from reducers.fit import Clip, clips_of
-from reducers.nest import Nest, NestConfig, Superset, ask, budget_for, build, common_cut, evidence, fold
+from reducers.nest import Nest, ask, budget_for, common_cut, fold
+from reducers.nest_order import NestConfig, Superset, build, evidence
 from tests.reducers.test_fit import COPIES, LENGTHS, related
 from tests.reducers.test_invariants import tokens
 
