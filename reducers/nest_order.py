@@ -117,6 +117,7 @@ def kernel(u_nD: Tensor, frame_n: Tensor, gamma: float, memory: float) -> Tensor
 
 
 def rounded(values: Tensor) -> Tensor:
+    """Return values rounded to 2**-16: their sums are then exact in float64."""
     return (values / STEP).round() * STEP
 
 
