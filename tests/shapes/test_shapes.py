@@ -166,7 +166,7 @@ def _train(pool, folder: Path, stops: tuple[int, ...]) -> list[float]:
                     continue
         finally:
             resume.Run.descend = descend  # type: ignore[method-assign]
-        sums = [float(p.double().abs().sum()) for p in (*text.parameters(), *model.model.language_model.parameters())]
+        sums = [p.double().abs().sum().item() for p in (*text.parameters(), *model.model.language_model.parameters())]
     return sums
 
 
