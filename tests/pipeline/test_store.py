@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,17 @@ def test_a_shard_opens_without_this_project(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ran.stdout.strip() == "[(6, 4), (6, 4)]"
+
+
+def test_an_intact_file_with_other_content_is_not_believed(tmp_path: Path) -> None:
+    """Every page checksum holds, and yet these are not the tokens that were committed."""
+    store = TokenStore.create(str(tmp_path), SPEC)
+    store.commit(encoded([row("a"), row("b")]))
+    store.refresh()
+    places = [store._place(store.index.get(name) or {}) for name in "ab"]
+    swapped = replace(places[0], payload_sha256=places[1].payload_sha256)
+    with pytest.raises(StoreError, match="payload digest"):
+        store.reader.read(swapped)
 
 
 def test_shapes_in_a_store_are_not_trusted(tmp_path: Path) -> None:
