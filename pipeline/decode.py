@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from pipeline.schema import DECODED
 from pipeline.sources import fetch
 
 RESIZE = {"resize": "bicubic, antialias, float32, clamp, round", "crop": "centre", "version": 1}
+"""What `pixels` does to a frame, for the fingerprint; it stands here because `pixels` loads torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,3 @@ class Decode:
                 return {**source, **self.child.read(fetched.path, fetched.demuxer)}
             except VideoError as error:
                 return {**source, "error_class": error.code, "error": error.detail[:500]}
-
-
-def config_as_json(config: DecodeConfig) -> dict[str, Any]:
-    """Return the config as the child takes it."""
-    return asdict(config)

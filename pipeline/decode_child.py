@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.decode import DecodeConfig, config_as_json
+from pipeline.decode import DecodeConfig
 from pipeline.errors import PipelineError, VideoError
 
 START_S = 120.0
@@ -75,7 +76,7 @@ class DecodeChild:
         )
         self.served = 0
         try:
-            self._send({"config": config_as_json(self.config), "side_px": self.side_px})
+            self._send({"config": asdict(self.config), "side_px": self.side_px})
             self._line(time.monotonic() + START_S)
         except (TimeoutError, EOFError, BrokenPipeError) as error:
             code = self.process.poll()

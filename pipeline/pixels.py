@@ -1,16 +1,14 @@
 """Frames of any size to square ones: short side resized, centre cropped, as the processor of the -hf checkpoint does.
 
 One path for every machine: bicubic with antialias in float32, then clamp and round. torch's own uint8 bicubic differs from
-it by up to 18 levels on noise.
+it by up to 18 levels on noise. Where a byte of the result may change, raise the version in `decode.RESIZE`: the fingerprint
+holds it.
 """
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-
-VERSION = 1
-"""Part of the fingerprint: raise it when a byte of the result may change."""
 
 
 def fit_square(frames_FHWC: npt.NDArray[np.uint8], side_px: int) -> npt.NDArray[np.uint8]:

@@ -108,15 +108,6 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
-    """Return the compute dtype that `auto` means on a device. It changes bytes, so the fingerprint holds the result."""
-    if dtype == "auto":
-        return "float16" if device.startswith("cuda") else "float32"
-    if dtype not in DTYPES:
-        raise ConfigError(f"expected a compute dtype of auto, {', '.join(DTYPES)}, got {dtype!r}")
-    return dtype
-
-
 class Tower:
     """The video tower of a Video-LLaVA checkpoint, without the language model, on one device."""
 
