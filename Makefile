@@ -26,8 +26,8 @@ test: install  ## the whole test suite
 	$(PY) -m pytest
 
 bench: install  ## prints the tables of benchmarks/RESULTS.md for this machine
-	$(PY) -m benchmarks.bench_store
-	$(PY) -m benchmarks.bench_tower
+	$(VENV)/bin/framefold bench store
+	$(VENV)/bin/framefold bench reducers
 
 lock: install
 	@head -2 requirements.lock > requirements.lock.new

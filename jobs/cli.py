@@ -12,6 +12,7 @@ COMMANDS = {
     "reducers": "list the reducers with their parameters",
     "shapes": "write a corpus of moving shapes: MP4 files with questions and answers",
     "train": "train the bundled model from nothing",
+    "bench": "measure this machine: the store, the reducers",
     "demo": "the whole pipeline on generated videos, with the bundled model",
 }
 

@@ -15,7 +15,7 @@ HOMES = {
     "ray": ("jobs/",),
     "tyro": ("jobs/",),
     "decord": ("pipeline/decoders",),
-    "transformers": ("pipeline/vision.py", "pipeline/engine.py", "pipeline/checkpoint.py", "pipeline/shapes/"),
+    "transformers": ("pipeline/vision.py", "pipeline/engine.py", "pipeline/checkpoint.py", "pipeline/shapes/", "jobs/bench/"),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib"}
 

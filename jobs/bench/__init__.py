@@ -1,0 +1,24 @@
+"""`framefold bench WHAT ...`: measure this machine. Every table prints its own yardstick in the same run."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+BENCHES = {
+    "store": "the token store beside raw pyarrow: write, read, look-up, open, nothing to do",
+    "reducers": "each reducer beside the tower and beside a naive loop of the same method",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in BENCHES:
+        code: int = importlib.import_module(f"jobs.bench.{arguments[0]}").main(arguments[1:])
+        return code
+    width = max(map(len, BENCHES))
+    lines = [f"  {name:<{width}}  {text}" for name, text in BENCHES.items()]
+    usage = "\n".join(["usage: framefold bench WHAT ...", "", *lines, "", "framefold bench WHAT --help lists the flags.\n"])
+    asked = arguments in (["-h"], ["--help"])
+    (sys.stdout if asked else sys.stderr).write(usage)
+    return 0 if asked else 2
