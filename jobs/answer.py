@@ -19,10 +19,11 @@ import tyro
 from jobs.cluster import ClusterConfig, check_gpus, cluster, share, through
 from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
-from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower
+from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, corpus_cut, joint_space
 from pipeline.answers import AnswerStore, CommitAnswers, units
 from pipeline.datasets import join_videos, read_aliases, read_questions
 from pipeline.errors import ConfigError
+from pipeline.selection import check_selection
 from pipeline.store import TokenStore
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,10 @@ def run(job: AnswerJob) -> Report:
     asked = _asked(job, store)
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)
+    check_selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint))
+    cut = corpus_cut(job.answer, store, [name for name in set(asked["store_id"].to_pylist()) if name is not None])
     config = _placed(job)
-    spec = answer_spec(config, checkpoint, store.fingerprint)
+    spec = answer_spec(config, checkpoint, store.fingerprint, cut)
     answers = AnswerStore.create(job.out, spec, job.options)
     pending = answers.pending(asked)
     logger.info("%d questions, %d to answer", asked.num_rows, pending.num_rows)
@@ -88,7 +91,7 @@ def run(job: AnswerJob) -> Report:
     if pending.num_rows:
         with stop_on_signal() as stop:
             runner = _locally if job.cluster.runner == "local" else _on_ray
-            with closing(runner(replace(job, answer=config), pending, store, answers, stop)) as manifests:
+            with closing(runner(replace(job, answer=config), pending, store, answers, cut, stop)) as manifests:
                 for manifest in manifests:
                     ok, every = sum(manifest["ok"].to_pylist()), sum(manifest["questions"].to_pylist())
                     progress.add(Counter({"answered": ok, "without answer": every - ok}))
@@ -116,9 +119,9 @@ def _placed(job: AnswerJob) -> AnswerConfig:
 
 
 def _locally(
-    job: AnswerJob, pending: pa.Table, store: TokenStore, answers: AnswerStore, stop: threading.Event
+    job: AnswerJob, pending: pa.Table, store: TokenStore, answers: AnswerStore, cut: float | None, stop: threading.Event
 ) -> Generator[pa.Table, None, None]:
-    answer = Answer(job.answer, job.store, store.fingerprint, job.options)
+    answer = Answer(job.answer, job.store, store.fingerprint, job.options, cut=cut)
     commit = CommitAnswers(job.out, answers.fingerprint, job.options)
     for unit in units(pending, job.videos_per_unit):
         if stop.is_set():
@@ -127,7 +130,7 @@ def _locally(
 
 
 def _on_ray(
-    job: AnswerJob, pending: pa.Table, store: TokenStore, answers: AnswerStore, stop: threading.Event
+    job: AnswerJob, pending: pa.Table, store: TokenStore, answers: AnswerStore, cut: float | None, stop: threading.Event
 ) -> Generator[pa.Table, None, None]:
     import ray.data
 
@@ -135,7 +138,7 @@ def _on_ray(
         check_gpus(job.engines * job.gpus_per_engine)
         each = share(cpus, job.engines + 1)
         data = ray.data.from_arrow([unit.combine_chunks() for unit in units(pending, job.videos_per_unit)])
-        asked = (job.answer, job.store, store.fingerprint, job.options)
+        asked = (job.answer, job.store, store.fingerprint, job.options, None, cut)
         gpus = job.gpus_per_engine
         replies = through(data, Answer, asked, workers=job.engines, cpus=each, gpus=gpus, batch=None)
         written = (job.out, answers.fingerprint, job.options)

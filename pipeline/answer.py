@@ -1,22 +1,24 @@
 """The answer stage: units of questions in, the same rows with predictions out. One video is read once per unit."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.answers import ANSWERS
 from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate
+from pipeline.selection import SelectConfig, Selection, selection_spec
 
 if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, not when a flag is parsed
     from pipeline.checkpoint import Checkpoint
     from pipeline.engine import Engine, Reply, VideoQuestions
+    from pipeline.joint import JointSpace
     from pipeline.shards import Entry
+    from pipeline.store import TokenStore
 
 ENGINE = ("transformers", 1)
 """Name and version in the answer fingerprint; a test holds it equal to the engine's own."""
@@ -39,15 +41,16 @@ class AnswerConfig:
     """Compute type: float32, bfloat16, float16; auto is bfloat16 on a GPU and float32 without one."""
     device: str = "auto"
     """auto is the first GPU, or the CPU where there is none."""
-    max_batch_tokens: int = 16384
-    """Positions in the key-value cache of one batch. Lower it for small memory; it changes no answer in float32."""
+    max_batch_tokens: int = 0
+    """Positions in the key-value cache of one batch; 0 takes what fits. It changes no answer in float32."""
+    select: SelectConfig = field(default_factory=SelectConfig)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
-        for name in ("max_new_tokens", "max_batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("max_new_tokens", 1), ("max_batch_tokens", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def on(self, device: str) -> "AnswerConfig":
         """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
@@ -65,8 +68,13 @@ class AnswerConfig:
         return self.on("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def answer_spec(config: AnswerConfig, checkpoint: "Checkpoint", encode_fingerprint: str) -> dict[str, Any]:
-    """Return all that the answers depend on and nothing else: not the device, not the batch size, not a path."""
+def answer_spec(
+    config: AnswerConfig, checkpoint: "Checkpoint", encode_fingerprint: str, cut: float | None = None
+) -> dict[str, Any]:
+    """Return all that the answers depend on and nothing else: not the device, not the batch size, not a path.
+
+    `cut`: the gain at which a corpus budget cuts every video, see `corpus_cut`.
+    """
     name, version = ENGINE
     return {
         "kind": "answer",
@@ -78,7 +86,36 @@ def answer_spec(config: AnswerConfig, checkpoint: "Checkpoint", encode_fingerpri
         "generation": {"decoding": "greedy", "max_new_tokens": config.max_new_tokens},
         "compute_dtype": config.here().dtype,
         "engine": {"name": name, "version": version},
+        **selection_spec(config.select, joint_space(config, checkpoint), cut),
     }
+
+
+def joint_space(config: AnswerConfig, checkpoint: "Checkpoint") -> "JointSpace | None":
+    """Return the joint image-text space if the selection reads the question. Raises ConfigError where there is none."""
+    if not config.select.reads_question:
+        return None
+    from pipeline.joint import JointSpace
+
+    return JointSpace.open(checkpoint, config.select.text_tower)
+
+
+def corpus_cut(config: AnswerConfig, store: "TokenStore", store_ids: Sequence[str]) -> float | None:
+    """Return the gain that cuts these videos to `corpus_budget` tokens on average; None if that is not asked for.
+
+    Every entry is read once for its gains. Raises ConfigError if the budget is less than each video keeps anyway.
+    """
+    if config.select.corpus_budget is None or not store_ids:
+        return None
+    from pipeline.selection import stored_nest
+    from reducers.base import BudgetError
+    from reducers.nest import common_gain
+
+    nests = [stored_nest(store.read(name), store.spec) for name in sorted(store_ids)]
+    rows = sum(nest.grid[0] for nest in nests if nest.cls is not None)
+    try:
+        return common_gain([nest.superset.gain for nest in nests], config.select.corpus_budget * len(nests) - rows)
+    except BudgetError as error:
+        raise ConfigError(f"corpus_budget {config.select.corpus_budget} is too small: {error}, and {rows} CLS rows") from error
 
 
 def check_tower(spec: Mapping[str, Any], checkpoint: "Checkpoint") -> None:
@@ -121,29 +158,60 @@ class Answer:
         fingerprint: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         engine: "Engine | None" = None,
+        cut: float | None = None,
     ) -> None:
+        from pipeline.checkpoint import Checkpoint
         from pipeline.store import TokenStore
 
         self.config = config.here()
         self.store = TokenStore.open(store, fingerprint, storage_options)
+        select, space = config.select, None
+        if select.reads_question:
+            space = joint_space(config, Checkpoint.open(config.model, config.revision))
+        self.selection = Selection(select, self.store.spec, space, cut)
         self.engine = engine or load_engine(self.config)
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         """Return the unit with predictions. Raises StoreError if stored tokens cannot be trusted."""
         rows = unit.to_pylist()
+        for row in rows:
+            row |= {"status": "missing_video", "payload_sha256": None}
+        asked = [one for entry, places in self._entries(rows) for one in self._ask(entry, places, rows)]
+        replies = self.engine.answer([one.group for one in asked])
+        for one, replied in zip(asked, replies, strict=True):
+            for at, reply in zip(one.places, replied, strict=True):
+                rows[at] |= _outcome(one, reply)
+        return pa.Table.from_pylist(rows, schema=ANSWERS)
+
+    def _entries(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple["Entry", list[int]]]:
+        """Yield each entry that is asked about, read once, with the places of its questions."""
         by_video: dict[str, list[int]] = {}
         for at, row in enumerate(rows):
             if row["store_id"] is not None:
                 by_video.setdefault(row["store_id"], []).append(at)
-        entries = [self.store.read(store_id) for store_id in by_video]
-        asked = zip(entries, by_video.values(), strict=True)
-        replies = self.engine.answer([_ask(entry, [rows[at]["question"] for at in places]) for entry, places in asked])
-        for row in rows:
-            row |= {"status": "missing_video", "payload_sha256": None}
-        for entry, places, replied in zip(entries, by_video.values(), replies, strict=True):
-            for at, reply in zip(places, replied, strict=True):
-                rows[at] |= _outcome(entry, reply)
-        return pa.Table.from_pylist(rows, schema=ANSWERS)
+        return ((self.store.read(store_id), places) for store_id, places in by_video.items())
+
+    def _ask(self, entry: "Entry", places: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> list["_Asked"]:
+        """Return the questions about an entry, together if all see the same tokens."""
+        parts = [[at] for at in places] if self.selection.reads_question else [list(places)]
+        return [self._asked(entry, part, [rows[at]["question"] for at in part]) for part in parts]
+
+    def _asked(self, entry: "Entry", places: list[int], questions: list[str]) -> "_Asked":
+        from pipeline.engine import VideoQuestions
+
+        shown = self.selection.show(entry, questions[0])
+        group = VideoQuestions(features=shown.features, questions=questions, positions=shown.positions, span=shown.span)
+        return _Asked(payload_sha256=entry.payload_sha256, places=places, group=group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """Questions about one entry that see the same tokens."""
+
+    payload_sha256: str
+    places: list[int]
+    """Rows of the unit."""
+    group: "VideoQuestions"
 
 
 def load_engine(config: AnswerConfig) -> "Engine":
@@ -162,19 +230,11 @@ def load_engine(config: AnswerConfig) -> "Engine":
     )
 
 
-def _ask(entry: "Entry", questions: Sequence[str]) -> "VideoQuestions":
-    import torch
-
-    from pipeline.engine import VideoQuestions
-
-    return VideoQuestions(features=torch.from_numpy(np.array(entry.features)), questions=questions)
-
-
-def _outcome(entry: "Entry", reply: "Reply") -> dict[str, Any]:
+def _outcome(asked: _Asked, reply: "Reply") -> dict[str, Any]:
     return {
         "prediction": reply.text,
         "status": reply.status,
-        "visual_tokens": len(entry.features),
+        "visual_tokens": len(asked.group.features),
         "answer_tokens": reply.tokens,
-        "payload_sha256": entry.payload_sha256,
+        "payload_sha256": asked.payload_sha256,
     }

@@ -7,7 +7,7 @@ tensors by name, so they are the same however a checkpoint is sharded and whiche
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,11 +117,11 @@ class Checkpoint:
 
     def tower_digest(self) -> str:
         """Return SHA-256 over names, dtypes, shapes and bytes of the video tower."""
-        return _digest(self.tower_tensors())
+        return tensors_digest(self.tower_tensors())
 
     def llm_digest(self) -> str:
         """Return SHA-256 over projector and language model."""
-        return _digest(self._tensors(self._named(LANGUAGE)))
+        return tensors_digest(self._tensors(self._named(LANGUAGE)))
 
     def spec(self) -> dict[str, Any]:
         """Return what a checkpoint adds to the encode fingerprint, without its path."""
@@ -175,7 +175,8 @@ def _names(file: Path) -> list[str]:
         return list(opened.keys())
 
 
-def _digest(tensors: Iterator[tuple[str, Tensor]]) -> str:
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return SHA-256 over names, dtypes, shapes and bytes of tensors."""
     import torch
 
     total = hashlib.sha256()

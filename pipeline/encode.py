@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.columns import columns, failure
 from pipeline.decode import DecodeConfig, decode_spec
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.schema import ENCODED, SCHEMA_VERSION
@@ -15,7 +17,7 @@ if TYPE_CHECKING:  # torch and transformers load when a stage is built, not when
     import torch
 
     from pipeline.checkpoint import Checkpoint
-    from reducers.base import ReducedTokens, Reducer, VisualTokens
+    from reducers.base import Reducer, VisualTokens
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -30,6 +32,12 @@ class EncodeConfig:
     """Hub revision; pin it."""
     reducer: str = "prumerge+"
     """A reducer with its parameters, e.g. "prumerge+(ratio=0.125)"; `framefold reducers` lists them."""
+    dtype: Literal["float16", "int8"] = "float16"
+    """What tokens are stored in; int8 has a scale per token and takes half the bytes."""
+    clip_space: bool = False
+    """Store each token in the joint image-text space too, for answering with trim or with nest's question pass."""
+    text_tower: str | None = None
+    """Directory of the CLIP pair's text side and visual projection; default: text_tower inside the model's directory."""
     compute_dtype: str = "auto"
     """float32, bfloat16 or float16; auto is float16 on a GPU and float32 without one. Part of the fingerprint."""
     device: str = "auto"
@@ -42,6 +50,8 @@ class EncodeConfig:
             raise ConfigError(f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.compute_dtype!r}")
         if self.batch_clips < 1:
             raise ConfigError(f"batch_clips must be at least 1, got {self.batch_clips}")
+        if self.clip_space and self.reducer.startswith("tome"):
+            raise ConfigError("clip_space needs patches as the tower gives them: tome merges them inside it")
 
     def on(self, device: str) -> "EncodeConfig":
         """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
@@ -101,15 +111,21 @@ def encode_spec(config: EncodeConfig, decode: DecodeConfig, checkpoint: "Checkpo
     """Return all that stored tokens depend on and nothing else: no path, no device, no batch size."""
     from reducers.base import describe
 
-    return {
+    spec = {
         "kind": "encode",
         "schema_version": SCHEMA_VERSION,
         **checkpoint.spec(),
         **decode_spec(decode),
         "compute_dtype": config.here().compute_dtype,
-        "dtype": "float16",
+        "dtype": config.dtype,
         "reducer": describe(parse_reducer(config.reducer)),
     }
+    if config.clip_space:
+        from pipeline.joint import JointSpace
+
+        space = JointSpace.open(checkpoint, config.text_tower)
+        spec["clip_space"] = {"projection_sha256": space.visual_digest(), "dtype": "int8"}
+    return spec
 
 
 class Encode:
@@ -117,12 +133,15 @@ class Encode:
 
     def __init__(self, config: EncodeConfig) -> None:
         from pipeline.checkpoint import Checkpoint
+        from pipeline.joint import JointSpace
         from pipeline.vision import Tower
 
         self.config = config.here()
         self.reducer = parse_reducer(self.config.reducer)
         checkpoint = Checkpoint.open(self.config.model, self.config.revision)
         self.tower = Tower(checkpoint, device=self.config.device, dtype=self.config.compute_dtype)
+        wanted = self.config.clip_space
+        self.space = JointSpace.open(checkpoint, self.config.text_tower) if wanted else None
 
     def __call__(self, clips: pa.Table) -> pa.Table:
         """Return the clips with tokens in place of frames. A clip with a failure passes through."""
@@ -143,17 +162,29 @@ class Encode:
         frames = [self._frames(clip) for clip in clips]
         ends = torch.tensor([0, *(len(one) for one in frames)]).cumsum(0)
         if isinstance(self.reducer, ToMe):
-            merged, side = self.tower.merged(torch.cat(frames), self.reducer, ends), self.tower.grid
-            return [_columns(merged, number, (len(one), *side)) for number, one in enumerate(frames)]
+            merged = self.tower.merged(torch.cat(frames), self.reducer, ends)
+            grids = [(len(one), *self.tower.grid) for one in frames]
+            return [columns(merged, number, grid, dtype=self.config.dtype) for number, grid in enumerate(grids)]
         seen = self.tower(torch.cat(frames), self.reducer.needs, ends)
         bad = _not_finite(seen)
         kept = [number for number in range(len(clips)) if number not in bad]
-        columns: list[dict[str, Any]] = [_failure("the tower gave values that are not finite") for _ in clips]
+        found: list[dict[str, Any]] = [failure("the tower gave values that are not finite") for _ in clips]
         if kept:
-            reduced = self.reducer.reduce(seen if not bad else _clips(seen, kept))
-            for place, number in enumerate(kept):
-                columns[number] = _columns(reduced, place, (len(frames[number]), *seen.grid))
-        return columns
+            reduced = self._reduced(seen if not bad else _clips(seen, kept))
+            for number, outcome in zip(kept, reduced, strict=True):
+                found[number] = outcome
+        return found
+
+    def _reduced(self, seen: "VisualTokens") -> list[dict[str, Any]]:
+        """Return the token columns of each clip of a batch."""
+        reduced, bounds = self.reducer.reduce(seen), seen.clip_ptr.tolist()
+        found = []
+        for number, (start, end) in enumerate(pairwise(bounds)):
+            rows = seen.features[start:end].flatten(0, 1)
+            vectors = None if self.space is None else self.space.project(self.tower.model, rows)
+            grid = (end - start, *seen.grid)
+            found.append(columns(reduced, number, grid, dtype=self.config.dtype, before=start, clip_space=vectors))
+        return found
 
     def _frames(self, clip: bytes) -> "torch.Tensor":
         """Return frames (F, S, S, 3). Raises PipelineError if the decode stage cut them to another side."""
@@ -192,26 +223,3 @@ def _clips(seen: "VisualTokens", kept: Sequence[int]) -> "VisualTokens":
         clip_ptr=lengths.cumsum(0).to(seen.clip_ptr.device),
         captures={need: value[frames] for need, value in seen.captures.items()},
     )
-
-
-def _columns(reduced: "ReducedTokens", number: int, grid: tuple[int, int, int]) -> dict[str, Any]:
-    """Return the stored columns of one clip; a failure if float16 cannot hold its features."""
-    import torch
-
-    span = reduced.clip(number)
-    features = reduced.features[span].to(torch.float16).cpu()
-    if not bool(features.isfinite().all()):
-        return _failure("features do not fit float16")
-    kinds = {"frame": "<i2", "anchor": "<i4", "kind": "u1", "size": "<f4", "position": "<f4"}
-    plain = {name: getattr(reduced, name)[span].cpu().numpy().astype(kind).tobytes() for name, kind in kinds.items()}
-    return {
-        "features": features.numpy().astype("<f2", copy=False).tobytes(),
-        "shape": list(features.shape),
-        "dtype": "float16",
-        "grid": list(grid),
-        **plain,
-    }
-
-
-def _failure(detail: str) -> dict[str, Any]:
-    return {"error_class": "ENCODE_FAILED", "error": detail}

@@ -10,6 +10,7 @@ H hidden width. In float32 the answers equal one full `generate` per question, t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import ConfigError
-from pipeline.halving import in_halves
+from pipeline.halving import batch_tokens, in_halves
 from pipeline.prompts import PromptTemplate, SplitPrompt, split_prompt, video_token_id
 from pipeline.vocabulary import eos_ids, never_said, reserved_ids
 
@@ -35,6 +36,10 @@ class VideoQuestions:
     features: Tensor
     """(S, D), any float dtype: tower features before the projector, as stored."""
     questions: Sequence[str]
+    positions: Tensor | None = None
+    """(S,) int64, place of each token in the span; None numbers them."""
+    span: int | None = None
+    """Positions that the video takes in the prompt; S if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,10 @@ class _Video:
     """A video with its rows and, for each of its questions, the reply that is known already or None."""
 
     features: Tensor
+    positions: Tensor
+    """(P,) of prefix and visual tokens."""
+    end: int
+    """Position of the first id after the video."""
     prefix: tuple[int, ...]
     rows: tuple[_Row, ...]
     known: tuple[Reply | None, ...] = field(repr=False)
@@ -79,6 +88,17 @@ class _Video:
         """Put answers where no reply was known."""
         fresh = iter(answered)
         return [next(fresh) if reply is None else reply for reply in self.known]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prefixes:
+    """What was read of some videos, right-padded to P columns."""
+
+    cache: Cache
+    mask: Tensor
+    """(V, P)."""
+    end: Tensor
+    """(V,) position of the first id after each video."""
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed for mypy
@@ -128,13 +148,13 @@ class TransformersEngine:
         prompt: PromptTemplate,
         *,
         max_new_tokens: int = 32,
-        max_batch_tokens: int = 16384,
+        max_batch_tokens: int = 0,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
-        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens or batch_tokens(self.model)
         self.video_id = video_token_id(tokenizer, model.config.video_token_id)
         self.context: int = model.config.text_config.max_position_embeddings
         self.eos = eos_ids(model, tokenizer)
@@ -150,7 +170,7 @@ class TransformersEngine:
         device: str,
         dtype: str,
         max_new_tokens: int = 32,
-        max_batch_tokens: int = 16384,
+        max_batch_tokens: int = 0,
     ) -> "TransformersEngine":
         """Load a checkpoint directory. The vision towers are dropped before the model moves to the device.
 
@@ -175,8 +195,12 @@ class TransformersEngine:
         videos = [self._prepare(group) for group in groups]
         replies: list[list[Reply]] = []
         for batch in self._batches(videos):
-            replies += in_halves(self._answer_videos, batch, _out_of_memory)
+            replies += in_halves(self._answer_videos, batch, _out_of_memory, self._back_off)
         return replies
+
+    def _back_off(self) -> None:
+        """Make later batches smaller: this one did not fit."""
+        self.max_batch_tokens = max(1, self.max_batch_tokens * 3 // 4)
 
     def _prepare(self, group: VideoQuestions) -> _Video:
         width = self.model.model.multi_modal_projector.linear_1.in_features
@@ -186,22 +210,26 @@ class TransformersEngine:
                 "the store was encoded with another model"
             )
         prefix = split_prompt(self.tokenizer, self.prompt, "", self.video_id).prefix
-        judged = [self._judge(question, len(group.features)) for question in group.questions]
+        span = len(group.features) if group.span is None else group.span
+        judged = [self._judge(question, span) for question in group.questions]
+        places = torch.arange(len(group.features)) if group.positions is None else group.positions
         return _Video(
             features=group.features,
+            positions=torch.cat([torch.arange(len(prefix)), len(prefix) + places]),
+            end=len(prefix) + span,
             prefix=prefix,
             rows=tuple(row for row in judged if isinstance(row, _Row)),
             known=tuple(None if isinstance(row, _Row) else row for row in judged),
         )
 
-    def _judge(self, question: str, visual_tokens: int) -> _Row | Reply:
+    def _judge(self, question: str, span: int) -> _Row | Reply:
         """Return the row to run for a question, or the reply that says why it cannot be asked."""
         if not question.strip():
             return Reply(text=None, status="empty_question")
         split: SplitPrompt = split_prompt(self.tokenizer, self.prompt, question, self.video_id)
         if not self.reserved.isdisjoint(split.suffix):
             return Reply(text=None, status="reserved_token")
-        room = self.context - len(split.prefix) - visual_tokens - len(split.suffix)
+        room = self.context - len(split.prefix) - span - len(split.suffix)
         if room < 1:
             return Reply(text=None, status="too_long")
         return _Row(suffix=split.suffix, room=min(room, self.max_new_tokens))
@@ -226,9 +254,11 @@ class TransformersEngine:
         asked = [(owner, row) for owner, video in enumerate(videos) for row in video.rows]
         answered: list[Reply] = []
         if asked:
-            cache, mask_VP = self._read(videos)
-            for chunk in self._chunks(asked, mask_VP.shape[1]):
-                answered += self._generate_some(cache, mask_VP, chunk)
+            seen = self._read(videos)
+            by_length = sorted(range(len(asked)), key=lambda at: len(asked[at][1].suffix))
+            for chunk in self._chunks([asked[at] for at in by_length], seen.mask.shape[1]):
+                answered += self._generate_some(seen, chunk)
+            answered = [reply for _, reply in sorted(zip(by_length, answered, strict=True), key=itemgetter(0))]
         replies = iter(answered)
         return [video.merge([next(replies) for _ in video.rows]) for video in videos]
 
@@ -237,17 +267,17 @@ class TransformersEngine:
         size = max(1, self.max_batch_tokens // (columns + longest + self.max_new_tokens))
         return (asked[start : start + size] for start in range(0, len(asked), size))
 
-    def _generate_some(self, cache: Cache, mask_VP: Tensor, chunk: Sequence[tuple[int, _Row]]) -> list[Reply]:
+    def _generate_some(self, seen: _Prefixes, chunk: Sequence[tuple[int, _Row]]) -> list[Reply]:
         """Answer a chunk, in halves where memory runs out. A row that does not fit beside other videos raises."""
 
         def alone(_: tuple[int, _Row]) -> Reply:
-            if len(mask_VP) > 1:
+            if len(seen.mask) > 1:
                 raise torch.OutOfMemoryError("one row does not fit beside the prefixes of several videos")
             return Reply(text=None, status="out_of_memory")
 
-        return in_halves(lambda rows: self._generate(cache, mask_VP, rows), chunk, alone)
+        return in_halves(lambda rows: self._generate(seen, rows), chunk, alone, self._back_off)
 
-    def _read(self, videos: Sequence[_Video]) -> tuple[Cache, Tensor]:
+    def _read(self, videos: Sequence[_Video]) -> _Prefixes:
         """Run the prefixes once. Right-padded: under the causal mask no real position ever sees a pad."""
         counts = [len(video.features) for video in videos]
         features_SD = torch.cat([video.features for video in videos]).to(self.model.device, self.model.dtype)
@@ -258,10 +288,14 @@ class TransformersEngine:
         lengths_V = torch.tensor([len(prefix) for prefix in prefixes], device=self.model.device)
         mask_VP = (torch.arange(embeds_VPH.shape[1], device=self.model.device) < lengths_V[:, None]).long()
         cache = DynamicCache(config=self.model.config)
-        self.model.model.language_model(inputs_embeds=embeds_VPH, past_key_values=cache, use_cache=True)
-        return cache, mask_VP
+        position_VP = torch.nn.utils.rnn.pad_sequence([video.positions for video in videos], batch_first=True)
+        self.model.model.language_model(
+            inputs_embeds=embeds_VPH, position_ids=position_VP.to(self.model.device), past_key_values=cache, use_cache=True
+        )
+        end_V = torch.tensor([video.end for video in videos], device=self.model.device)
+        return _Prefixes(cache=cache, mask=mask_VP, end=end_V)
 
-    def _generate(self, cache: Cache, mask_VP: Tensor, asked: Sequence[tuple[int, _Row]]) -> list[Reply]:
+    def _generate(self, seen: _Prefixes, asked: Sequence[tuple[int, _Row]]) -> list[Reply]:
         """Decode greedily. Columns of a row: its video's prefix, pads, its suffix, its answer."""
         device = self.model.device
         rows = [row for _, row in asked]
@@ -271,9 +305,9 @@ class TransformersEngine:
         ids_BL = torch.tensor([[0] * (longest - len(row.suffix)) + [*row.suffix] for row in rows], device=device)
         mask_BL = torch.tensor([[0] * (longest - len(r.suffix)) + [1] * len(r.suffix) for r in rows], device=device)
         room = longest + self.max_new_tokens
-        mine = Cache(layers=[_RoomyLayer(layer, owner_B, room) for layer in cache.layers])
-        mask_BC = torch.cat([mask_VP[owner_B], mask_BL], dim=1)
-        position_BL = (mask_BC.cumsum(1) - 1).clamp(min=0)[:, -longest:]
+        mine = Cache(layers=[_RoomyLayer(layer, owner_B, room) for layer in seen.cache.layers])
+        mask_BC = torch.cat([seen.mask[owner_B], mask_BL], dim=1)
+        position_BL = seen.end[owner_B, None] + (mask_BL.cumsum(1) - 1).clamp(min=0)
         done_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
         eos = torch.tensor(self.eos, device=device)
         said: list[Tensor] = []

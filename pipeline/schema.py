@@ -34,12 +34,28 @@ TOKENS = [
 """Tokens of one clip, little-endian bytes in C order: features [S, D]; frame int16, anchor int32, kind uint8, size
 float32, each [S]; position float32 [S, 3]; grid holds F, gh, gw."""
 
-ENCODED = pa.schema([*CORPUS, *TOKENS, *_SOURCE, *_FAILURE])
+OPTIONAL = [
+    ("scale", pa.binary()),
+    ("rank", pa.binary()),
+    ("parent", pa.binary()),
+    ("link", pa.binary()),
+    ("weight", pa.binary()),
+    ("gain", pa.binary()),
+    ("owner", pa.binary()),
+    ("clip_space", pa.large_binary()),
+    ("clip_scale", pa.binary()),
+]
+"""Columns of the entries that have them; a shard in which none has leaves them out. scale float32 [S]: factor of each row
+of int8 features. rank and parent int16, link uint8, weight and gain float32, each [S], and owner int16 [F * gh * gw]: what
+cutting to a smaller budget needs, see `reducers.base.Order`. clip_space int8 [S, P] with clip_scale float32 [S]: tokens in
+the joint image-text space, for methods that read the question."""
+
+ENCODED = pa.schema([*CORPUS, *TOKENS, *OPTIONAL, *_SOURCE, *_FAILURE])
 """What the encode stage returns and the commit stage takes."""
 
 ENTRY = pa.schema(
     [("video_id", pa.string()), *TOKENS, ("timestamps_s", pa.list_(pa.float32())), ("source_sha256", pa.string()),
-     ("payload_sha256", pa.string())]
+     ("payload_sha256", pa.string()), *OPTIONAL]
 )  # fmt: skip
 """One row of a shard."""
 

@@ -20,15 +20,37 @@ import pyarrow.parquet as pq
 from pipeline.errors import StoreError
 from pipeline.filesystem import create_exclusive, read_bytes
 from pipeline.parquet import open_parquet
-from pipeline.schema import ENTRY
+from pipeline.quantize import from_int8
+from pipeline.schema import ENTRY, OPTIONAL
 
 DIGESTED = ("video_id", "features", "shape", "dtype", "frame", "anchor", "kind", "size", "position", "grid")
 WIDTHS = {"frame": 2, "anchor": 4, "kind": 1, "size": 4, "position": 12}
 """Bytes per token of each column beside the features."""
+EXTRAS = tuple(name for name, _ in OPTIONAL)
+ORDER = {"rank": "<i2", "parent": "<i2", "link": "?", "weight": "<f4", "gain": "<f4"}
+"""Types of the columns of `StoredOrder` that have one value per token."""
 TAIL_BYTES = 1 << 16
 SPARE_BYTES, SPARE_BYTES_PER_ENTRY = 1 << 16, 1 << 14
 """Room for the footer and page headers of a shard; an entry's metadata takes about 2 KB."""
 MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredOrder:
+    """The order of the tokens of a nested reducer; see `reducers.base.Order`."""
+
+    rank: npt.NDArray[np.int16]
+    """(S,)."""
+    parent: npt.NDArray[np.int16]
+    """(S,)."""
+    link: npt.NDArray[np.bool_]
+    """(S,)."""
+    weight: npt.NDArray[np.float32]
+    """(S,)."""
+    gain: npt.NDArray[np.float32]
+    """(S,)."""
+    owner: npt.NDArray[np.int16]
+    """(F * N,) place of the token that holds each patch, -1 if dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +59,7 @@ class Entry:
 
     video_id: str
     features: npt.NDArray[np.float16]
-    """(S, D), before the projector."""
+    """(S, D), before the projector; int8 rows times their scale where they are stored so."""
     frame: npt.NDArray[np.int16]
     """(S,) frame of the clip, -1 where a token stands for several."""
     anchor: npt.NDArray[np.int32]
@@ -53,6 +75,10 @@ class Entry:
     timestamps_s: tuple[float, ...]
     source_sha256: str
     payload_sha256: str
+    order: StoredOrder | None = None
+    """What cutting to a smaller budget needs; None if the reducer is not nested."""
+    clip_space: npt.NDArray[np.float16] | None = None
+    """(S, P) in the joint image-text space, 0 for CLS; None if not asked for while encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +94,11 @@ class Place:
 
 
 def payload_digest(row: Mapping[str, Any]) -> str:
-    """Return SHA-256 over an entry's columns, each with its length in front."""
+    """Return SHA-256 over an entry's columns, each with its length in front; optional ones with their name as well."""
     digest = hashlib.sha256()
-    for name in DIGESTED:
+    for name in (*DIGESTED, *(name for name in EXTRAS if row.get(name) is not None)):
+        if name in EXTRAS:
+            digest.update(name.encode())
         value = row[name]
         if isinstance(value, list):
             value = struct.pack(f"<{len(value)}q", *value)
@@ -84,11 +112,12 @@ def payload_digest(row: Mapping[str, Any]) -> str:
 
 def write_shard(entries: pa.Table) -> memoryview:
     """Return the file of a shard from rows of `schema.ENTRY`; equal rows give equal bytes."""
+    entries = entries.drop_columns([name for name in EXTRAS if entries[name].null_count == entries.num_rows])
     space = pa.allocate_buffer(entries.nbytes + SPARE_BYTES + entries.num_rows * SPARE_BYTES_PER_ENTRY)
     sink = pa.FixedSizeBufferWriter(space)  # a growing buffer would be copied again and again
-    compression = {name: "NONE" if name == "features" else "ZSTD" for name in _leaves(ENTRY)}
+    compression = {name: "NONE" if name == "features" else "ZSTD" for name in _leaves(entries.schema)}
     with pq.ParquetWriter(
-        sink, ENTRY, compression=compression, use_dictionary=False, write_statistics=False, write_page_checksum=True
+        sink, entries.schema, compression=compression, use_dictionary=False, write_statistics=False, write_page_checksum=True
     ) as writer:
         writer.write_table(entries.combine_chunks(), row_group_size=1)
         writer.close()
@@ -176,10 +205,12 @@ def decode_row(place: Place, metadata: Any, content: bytes) -> dict[str, Any]:
         table = open_parquet(window, metadata).read_row_group(place.row_group, use_threads=False)
         if table.num_rows != 1:
             raise StoreError(f"{place.shard}: row group {place.row_group} has {table.num_rows} rows, expected 1")
-        row = {name: _value(table[name][0]) for name in ENTRY.names}
+        held = set(table.column_names)
+        row = {name: _value(table[name][0]) for name in ENTRY.names if name in held or name not in EXTRAS}
     except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
         raise StoreError(f"{place.shard}: row group {place.row_group} is damaged: {error}") from error
-    if any(value is None for value in row.values()) or payload_digest(row) != place.payload_sha256:
+    lost = any(row[name] is None for name in ENTRY.names if name not in EXTRAS)
+    if lost or payload_digest(row) != place.payload_sha256:
         raise StoreError(f"{place.shard}: row group {place.row_group} is not what was committed (payload digest differs)")
     return row
 
@@ -192,17 +223,14 @@ def _value(scalar: Any) -> Any:
 def entry_of(row: Mapping[str, Any], where: str) -> Entry:
     """Return an entry from a row of `schema.ENTRY`. Raises StoreError unless lengths, shape and dtype agree."""
     shape, grid = row["shape"], row["grid"]
-    if row["dtype"] != "float16":
-        raise StoreError(f"{where}: expected dtype float16, got {row['dtype']!r}")
+    if row["dtype"] not in ("float16", "int8"):
+        raise StoreError(f"{where}: expected dtype float16 or int8, got {row['dtype']!r}")
     if len(shape) != 2 or len(grid) != 3 or min(*shape, *grid) < 0:
         raise StoreError(f"{where}: expected shape [S, D] and grid [F, gh, gw], got {shape} and {grid}")
-    expected = {"features": shape[0] * shape[1] * 2, **{name: shape[0] * width for name, width in WIDTHS.items()}}
-    for name, count in expected.items():
-        if len(row[name]) != count:
-            raise StoreError(f"{where}: expected {count} bytes of {name}, got {len(row[name])}")
+    _check_lengths(row, where)
     return Entry(
         video_id=row["video_id"],
-        features=np.frombuffer(row["features"], "<f2").reshape(shape),
+        features=_features(row),
         frame=np.frombuffer(row["frame"], "<i2"),
         anchor=np.frombuffer(row["anchor"], "<i4"),
         kind=np.frombuffer(row["kind"], np.uint8),
@@ -212,7 +240,46 @@ def entry_of(row: Mapping[str, Any], where: str) -> Entry:
         timestamps_s=tuple(row["timestamps_s"]),
         source_sha256=row["source_sha256"],
         payload_sha256=row["payload_sha256"],
+        order=_order(row),
+        clip_space=_clip_space(row),
     )
+
+
+def _check_lengths(row: Mapping[str, Any], where: str) -> None:
+    """Raise StoreError unless every column has the bytes that shape, grid and dtype ask for."""
+    tokens, width = row["shape"]
+    expected = {"features": tokens * width * (1 if row["dtype"] == "int8" else 2)}
+    expected |= {name: tokens * each for name, each in WIDTHS.items()}
+    if row["dtype"] == "int8":
+        expected["scale"] = 4 * tokens
+    if row.get("rank") is not None:
+        expected |= {name: tokens * np.dtype(kind).itemsize for name, kind in ORDER.items()}
+        expected["owner"] = 2 * row["grid"][0] * row["grid"][1] * row["grid"][2]
+    if row.get("clip_space") is not None:
+        expected["clip_scale"] = 4 * tokens
+        expected["clip_space"] = len(row["clip_space"]) // max(tokens, 1) * tokens
+    for name, count in expected.items():
+        found = row.get(name)
+        if found is None or len(found) != count:
+            raise StoreError(f"{where}: expected {count} bytes of {name}, got {'none' if found is None else len(found)}")
+
+
+def _features(row: Mapping[str, Any]) -> npt.NDArray[np.float16]:
+    """Return features (S, D)."""
+    if row["dtype"] == "int8":
+        return from_int8(row["features"], row["scale"])
+    return np.frombuffer(row["features"], "<f2").reshape(row["shape"])
+
+
+def _order(row: Mapping[str, Any]) -> StoredOrder | None:
+    if row.get("rank") is None:
+        return None
+    columns = {name: np.frombuffer(row[name], kind) for name, kind in ORDER.items()}
+    return StoredOrder(**columns, owner=np.frombuffer(row["owner"], "<i2"))
+
+
+def _clip_space(row: Mapping[str, Any]) -> npt.NDArray[np.float16] | None:
+    return None if row.get("clip_space") is None else from_int8(row["clip_space"], row["clip_scale"])
 
 
 class _Window:

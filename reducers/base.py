@@ -87,6 +87,25 @@ class TextQuery:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Order:
+    """How the tokens of a nested method follow each other: all that cutting them to a smaller budget later needs.
+
+    A rank counts the tokens of a clip, 0 the first to be kept; CLS rows have none.
+    """
+
+    rank: Tensor
+    """(S,) int16, -1 for CLS."""
+    parent: Tensor
+    """(S,) int16: the rank that a token is folded into."""
+    link: Tensor
+    """(S,) bool: like enough to its parent to be merged into it; dropped otherwise."""
+    weight: Tensor
+    """(S,) float32: merge weight."""
+    gain: Tensor
+    """(S,) float32: share of the clip's mass that the token explains beyond all ranks before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReducedTokens:
     """Tokens that are left, ragged over clips; grouped by clip, then frame, then the method's own order."""
 
@@ -106,6 +125,7 @@ class ReducedTokens:
     """(S, 3) float32: frame, row, column of the anchor or mean over the patches behind it; -1 for CLS."""
     owner: Tensor | None = None
     """(F * N,) int32: place inside the clip of the token that holds each patch, -1 if dropped."""
+    order: Order | None = None
 
     def clip(self, number: int) -> slice:
         """Return where the tokens of a clip lie."""

@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 
 from reducers.base import (
+    CLS,
     ENRICHED,
     KEPT,
     BudgetError,
     Capture,
     Fingerprinted,
+    Order,
     ReducedTokens,
     TextQuery,
     VisualTokens,
 )
 from reducers.fit import ATTENTION, Budget, ClipTokens, clips_of, joined, summed
 from reducers.nest_order import NestConfig, Superset, build, directions, greedy, kernel, rounded
+
+ORDERED = {"parent": torch.int16, "link": torch.bool, "weight": torch.float32, "gain": torch.float32}
+"""What of a superset is stored for each token beside its rank."""
 
 
 def fold(given: Superset, budget: int, omega: float) -> Superset:
@@ -96,10 +101,29 @@ def ask(
     return _tokens(y_SD[kept_S], given.id[kept_S], holder_M)
 
 
+def tokens_of(one: Superset) -> ClipTokens:
+    """Return the ranks of a superset as tokens, by anchor."""
+    return _tokens(one.features, one.id, one.holder)
+
+
 def _tokens(y_KD: Tensor, id_K: Tensor, holder_M: Tensor) -> ClipTokens:
     kind_K = torch.full_like(id_K, KEPT, dtype=torch.uint8)
     found = ClipTokens(features=y_KD, anchor=id_K, kind=kind_K, holder=holder_M[:, None])
     return replace(found, kind=torch.where(found.size > 1, ENRICHED, KEPT).to(torch.uint8)).by_anchor()
+
+
+def _order(reduced: ReducedTokens, folded: Sequence[Superset]) -> Order:
+    """Return the order of the tokens of some clips, given what each clip was folded to."""
+    rank_S = torch.full_like(reduced.anchor, -1, dtype=torch.int16)
+    values = {name: torch.zeros(len(rank_S), dtype=kind, device=rank_S.device) for name, kind in ORDERED.items()}
+    for number, one in enumerate(folded):
+        span = reduced.clip(number)
+        patch_S = reduced.kind[span] != CLS
+        rank_K = one.id.argsort()  # tokens of a clip lie by anchor
+        rank_S[span][patch_S] = rank_K.to(torch.int16)
+        for name, kind in ORDERED.items():
+            values[name][span][patch_S] = getattr(one, name)[rank_K].to(kind)
+    return Order(rank=rank_S, **values)
 
 
 def budget_for(gain_S: Tensor, coverage: float) -> int:
@@ -107,24 +131,30 @@ def budget_for(gain_S: Tensor, coverage: float) -> int:
     return min(len(gain_S), 1 + int((gain_S.double().cumsum(0) < coverage).sum()))
 
 
-def common_cut(gains: Sequence[Tensor], total: int, least: int = 32) -> Tensor:
-    """Share `total` tokens over clips (C,), int64, so that all are cut at one common gain.
+def tail_of(gain_S: Tensor, least: int) -> Tensor:
+    """Return the gains beyond the first `least` ranks, each at most as large as the one before it."""
+    return gain_S[least:].cummin(0).values if len(gain_S) > least else gain_S[:0]
+
+
+def common_gain(gains: Sequence[Tensor], total: int, least: int = 32) -> float:
+    """Return the gain at which all clips are cut so that together they keep at most `total` ranks, and hardly fewer.
 
     Args:
         gains: `Superset.gain` of each clip.
-        total: tokens of all clips together; what the supersets do not hold is not handed out.
-        least: tokens that each clip gets, if its superset holds as many.
+        total: ranks of all clips together.
+        least: ranks that each clip keeps, if its superset holds as many.
 
     Source: REDUCERS_VIDEO.md section 7.4.
+    Departs: of equal gains all are kept or none, so that a cut is one number and the clips need not know each other.
     """
-    tails = [gain_S[least:].cummin(0).values if len(gain_S) > least else gain_S[:0] for gain_S in gains]
-    lengths = torch.tensor([len(tail) for tail in tails])
-    clip = torch.repeat_interleave(torch.arange(len(tails)), lengths)
-    floors = torch.tensor([len(gain_S) for gain_S in gains]) - lengths
-    if total < int(floors.sum()):
-        raise BudgetError(f"expected at least {int(floors.sum())} tokens for {len(tails)} clips, got {total}")
-    order = torch.cat(tails).cpu().argsort(descending=True, stable=True)[: total - int(floors.sum())]
-    return floors + clip[order].bincount(minlength=len(tails))
+    tails = torch.cat([tail_of(gain_S, least) for gain_S in gains]).double().sort(descending=True).values
+    floors = sum(min(len(gain_S), least) for gain_S in gains)
+    if total < floors:
+        raise BudgetError(f"expected at least {floors} tokens for {len(gains)} clips, got {total}")
+    if len(tails) <= total - floors:
+        return 0.0
+    above = tails[tails > tails[total - floors]]
+    return float(above[-1]) if len(above) else 2.0  # a gain is at most 1
 
 
 @dataclass(frozen=True)
@@ -136,7 +166,7 @@ class Nest(Fingerprinted):
 
     config: NestConfig
     name: ClassVar[str] = "nest"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs_text: ClassVar[bool] = False
     modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset({ATTENTION})
@@ -150,7 +180,8 @@ class Nest(Fingerprinted):
         found = self.supersets(tokens)
         budgets = [self._budget(one, has_cls=tokens.cls is not None) for one in found]
         folded = [fold(one, budget.patches, self.config.omega) for one, budget in zip(found, budgets, strict=True)]
-        return joined(tokens, [_tokens(one.features, one.id, one.holder) for one in folded], budgets)
+        reduced = joined(tokens, [tokens_of(one) for one in folded], budgets)
+        return replace(reduced, order=_order(reduced, folded))
 
     def _budget(self, one: Superset, *, has_cls: bool) -> Budget:
         wanted = self.config.keep or self.config.superset

@@ -15,7 +15,14 @@ HOMES = {
     "ray": ("jobs/",),
     "tyro": ("jobs/",),
     "decord": ("pipeline/decoders",),
-    "transformers": ("pipeline/vision.py", "pipeline/engine.py", "pipeline/checkpoint.py", "pipeline/shapes/", "jobs/bench/"),
+    "transformers": (
+        "pipeline/vision.py",
+        "pipeline/joint.py",
+        "pipeline/engine.py",
+        "pipeline/checkpoint.py",
+        "pipeline/shapes/",
+        "jobs/bench/",
+    ),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib"}
 

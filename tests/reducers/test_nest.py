@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reducers.base import BudgetError, ReducerError, VisualTokens
 from reducers.fit import Clip, clips_of
-from reducers.nest import Nest, ask, budget_for, common_cut, fold
+from reducers.nest import Nest, ask, budget_for, common_gain, fold, tail_of
 from reducers.nest_order import NestConfig, Superset, build, evidence
 from tests.reducers.test_fit import COPIES, LENGTHS, related
 from tests.reducers.test_invariants import tokens
@@ -188,14 +188,20 @@ def test_coverage_sets_the_budget_of_a_clip() -> None:
 
 
 def test_a_corpus_budget_cuts_all_clips_at_one_gain() -> None:
-    """To the token; each clip gets its least, one with little to say no more."""
+    """Never more than was asked for; equal gains stay together; each clip gets its least, one with little to say no more."""
     gains = [torch.tensor([0.5, 0.2, 0.1, 0.05]), torch.tensor([0.9, 0.01, 0.01]), torch.tensor([0.3])]
-    assert common_cut(gains, 5, least=1).tolist() == [3, 1, 1]
-    assert common_cut(gains, 6, least=1).tolist() == [4, 1, 1]
-    assert common_cut(gains, 100, least=1).tolist() == [4, 3, 1]
-    assert common_cut(gains, 5, least=2).tolist() == [2, 2, 1]
+
+    def kept(total: int, least: int) -> list[int]:
+        cut = common_gain(gains, total, least)
+        return [min(len(gain), least) + int((tail_of(gain, least) >= cut).sum()) for gain in gains]
+
+    assert kept(5, 1) == [3, 1, 1]
+    assert kept(6, 1) == [4, 1, 1]
+    assert kept(7, 1) == [4, 1, 1]
+    assert kept(100, 1) == [4, 3, 1]
+    assert kept(5, 2) == [2, 2, 1]
     with pytest.raises(BudgetError, match="at least 5"):
-        common_cut(gains, 4, least=2)
+        common_gain(gains, 4, least=2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""`nest` after encoding: stored tokens cut to a budget, to a coverage, or by a question, without the tower.
+
+Shapes: S stored tokens of one clip, CLS rows among them, R ranks, F frames, N patches, M = F * N, D width, P joint space.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reducers.base import CLS, ReducedTokens, ReducerError, VisualTokens, normalised
+from reducers.fit import Budget, ClipTokens, joined
+from reducers.nest import ask, budget_for, fold, tail_of, tokens_of
+from reducers.nest_order import NestConfig, Superset
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredNest:
+    """The stored tokens of one clip that `nest` encoded."""
+
+    superset: Superset
+    """Its ranks, without CLS rows."""
+    cls: Tensor | None
+    """(F, D) CLS rows, None if they were not kept."""
+    vectors: Tensor | None
+    """(R, P) ranks in the joint image-text space, None if they were not stored."""
+    grid: tuple[int, int, int]
+    """F, gh, gw."""
+    config: NestConfig
+
+    @classmethod
+    def of(
+        cls, stored: ReducedTokens, grid: tuple[int, int, int], config: NestConfig, vectors_SP: Tensor | None = None
+    ) -> "StoredNest":
+        """Return one clip by rank. Raises ReducerError if its tokens have no order or one that is not a permutation."""
+        order, owner = stored.order, stored.owner
+        if order is None or owner is None:
+            raise ReducerError("these tokens have no order: encode with nest to cut them later")
+        patch_S = order.rank >= 0
+        place_R = order.rank[patch_S].argsort()
+        if not torch.equal(order.rank[patch_S].long()[place_R], torch.arange(len(place_R))):
+            raise ReducerError("the ranks of these tokens are no permutation")
+        at_R = patch_S.nonzero()[:, 0][place_R]
+        rank_S = torch.cat([order.rank.long(), torch.tensor([-1])])
+        frames = stored.kind == CLS
+        superset = Superset(
+            features=stored.features[at_R].float(),
+            id=stored.anchor[at_R].long(),
+            parent=order.parent[at_R].long(),
+            link=order.link[at_R],
+            weight=order.weight[at_R],
+            gain=order.gain[at_R],
+            holder=rank_S[owner.long()],
+            frames=grid[0],
+        )
+        return cls(
+            superset=superset,
+            cls=stored.features[frames].float() if bool(frames.any()) else None,
+            vectors=None if vectors_SP is None else vectors_SP[at_R].float(),
+            grid=grid,
+            config=config,
+        )
+
+    def least_for(self, coverage: float) -> int:
+        """Return the smallest budget, CLS rows included, whose patches explain `coverage` of the clip."""
+        patches = budget_for(self.superset.gain, coverage)
+        return patches + (self.grid[0] if self.cls is not None and patches >= self.grid[0] else 0)
+
+    def cut_at(self, gain: float, least: int = 32) -> int:
+        """Return the budget, CLS rows included, whose patches beyond the first `least` all gain at least so much."""
+        tail = tail_of(self.superset.gain, least)
+        patches = len(self.superset.id) - len(tail) + int((tail >= gain).sum())
+        return patches + (self.grid[0] if self.cls is not None and patches >= self.grid[0] else 0)
+
+    def cut(self, budget: int) -> ReducedTokens:
+        """Return `budget` tokens, CLS rows included, folded; all there are if there are no more."""
+        split = self._split(budget)
+        folded = fold(self.superset, split.patches, self.config.omega)
+        return self._laid_out(tokens_of(folded), split)
+
+    def ask(self, text_P: Tensor, budget: int, prefer: Literal["like", "unlike"] = "like") -> ReducedTokens:
+        """Return `budget` tokens chosen for a question. Raises ReducerError without stored vectors of the same space."""
+        if self.vectors is None:
+            raise ReducerError("these tokens have no vectors in the joint image-text space: encode with --clip-space True")
+        if text_P.shape != self.vectors.shape[1:] or not bool(text_P.isfinite().all()):
+            raise ReducerError(f"expected a finite text vector ({self.vectors.shape[1]},), got {tuple(text_P.shape)}")
+        relevance_R = normalised(self.vectors) @ normalised(text_P[None])[0]
+        split = self._split(budget)
+        return self._laid_out(ask(self.superset, relevance_R, split.patches, self.config, prefer), split)
+
+    def _split(self, budget: int) -> Budget:
+        """Part a budget between CLS rows and patches, as encoding does."""
+        cls = self.cls is not None and budget >= 2 * self.grid[0]
+        patches = min(len(self.superset.id), max(1, budget - self.grid[0] * cls))
+        return Budget(patches=patches, ratio=patches / len(self.superset.holder), cls=cls)
+
+    def _laid_out(self, found: ClipTokens, split: Budget) -> ReducedTokens:
+        frames, height, width = self.grid
+        nothing = self.superset.features.new_zeros(1).expand(frames, height * width, self.superset.features.shape[1])
+        ends = torch.tensor([0, frames])
+        shape = VisualTokens(features=nothing, cls=self.cls, grid=(height, width), clip_ptr=ends, captures={})
+        return joined(shape, [found], [split])
