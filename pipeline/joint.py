@@ -66,6 +66,7 @@ class JointSpace:
             digest.update(f"{path.name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         return digest.hexdigest()
 
+    @torch.inference_mode()
     def project(self, tower: CLIPVisionModel, rows: Tensor) -> Tensor:
         """Return rows (..., D) of the tower in the joint space (..., P), float32: last norm, then projection.
 

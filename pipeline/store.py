@@ -218,7 +218,12 @@ def _index_row(row: Mapping[str, Any], known: Mapping[str, Any] | None, place: M
     listed = {name: row.get(name) for name in INDEX.names} | {"generation": 1 + (known["generation"] if known else 0)}
     if place is None:
         return {**listed, "status": "failed"}
-    return {**listed, **place, "status": "committed", "tokens": row["shape"][0], "payload_bytes": len(row["features"])}
+    return {**listed, **place, "status": "committed", "tokens": row["shape"][0], "payload_bytes": _payload_bytes(row)}
+
+
+def _payload_bytes(row: Mapping[str, Any]) -> int:
+    """Return the bytes of the features, scales of int8 rows among them."""
+    return len(row["features"]) + len(row.get("scale") or b"")
 
 
 def _outcome(row: Mapping[str, Any], written: bool) -> dict[str, Any]:
@@ -228,5 +233,5 @@ def _outcome(row: Mapping[str, Any], written: bool) -> dict[str, Any]:
         "video_id": row["video_id"],
         "status": "committed" if written else "duplicate",
         "tokens": row["shape"][0],
-        "bytes": len(row["features"]),
+        "bytes": _payload_bytes(row),
     }

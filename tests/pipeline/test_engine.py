@@ -310,3 +310,63 @@ def test_the_shapes_model_answers_as_one_generate_per_question() -> None:
     questions = ["what color is the circle ?", "how many objects are there ?", "which way does the square move ?"]
     videos = groups([(64, questions), (9, questions[:1])], width_of(asked))
     assert asked.answer(videos) == plainly(asked, videos)
+
+
+@torch.inference_mode()
+def first_token(asked: TransformersEngine, features: Tensor, places: Tensor, span: int, question: str) -> int:
+    """The likeliest first id when every token is given its position by hand."""
+    model, split = asked.model, split_prompt(asked.tokenizer, TEMPLATE, question, asked.video_id)
+    embed = model.get_input_embeddings()
+    shown = model.model.multi_modal_projector(features.to(model.dtype))
+    rows = torch.cat([embed(torch.tensor(split.prefix)), shown, embed(torch.tensor(split.suffix))])
+    before = len(split.prefix)
+    after = before + span + torch.arange(len(split.suffix))
+    position = torch.cat([torch.arange(before), before + places, after])
+    hidden = model.model.language_model(inputs_embeds=rows[None], position_ids=position[None], use_cache=False)
+    logits = model.lm_head(hidden.last_hidden_state[0, -1])
+    return int(logits.index_fill(0, asked._never, -torch.inf).argmax())
+
+
+def test_original_positions_reach_the_model() -> None:
+    """Tokens with gaps between them, in a batch with others: the first id is that of a run with those positions."""
+    asked, draw = engine(max_new_tokens=1), torch.Generator().manual_seed(3)
+    questions = RAGGED[0][1]
+    made, wanted = [], []
+    for count, span in ((9, 40), (3, 8), (20, 60)):
+        features = 3 * torch.randn(count, width_of(asked), generator=draw)
+        places = torch.randperm(span, generator=draw)[:count].sort().values
+        made.append(VideoQuestions(features=features, questions=questions, positions=places, span=span))
+        wanted.append([first_token(asked, features, places, span, text) for text in questions])
+    said = asked.answer(made)
+    assert [[reply.text for reply in one] for one in said] == [
+        [asked.tokenizer.decode([first], skip_special_tokens=True).strip() for first in firsts] for firsts in wanted
+    ]
+    compact = [VideoQuestions(features=one.features, questions=questions) for one in made]
+    assert asked.answer(compact) != said
+
+
+def test_a_span_longer_than_the_context_is_too_long() -> None:
+    """Positions count, not tokens: one token at the end of a long span leaves no room."""
+    asked = engine()
+    features = torch.zeros(1, width_of(asked))
+    group = VideoQuestions(features=features, questions=["a"], positions=torch.tensor([0]), span=asked.context)
+    assert asked.answer([group])[0][0].status == "too_long"
+
+
+def test_batches_shrink_once_memory_has_run_out() -> None:
+    """The limit that did not fit is not tried again."""
+    asked = engine(max_batch_tokens=4000)
+    plain, left = asked._answer_videos, [2]
+
+    def sometimes(videos: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("full")
+        return plain(videos)
+
+    asked._answer_videos = sometimes
+    made = groups(RAGGED, width_of(asked))
+    said = asked.answer(made)
+    assert asked.max_batch_tokens == 4000 * 9 // 16
+    assert said == engine(max_batch_tokens=4000).answer(made)
+    assert engine().max_batch_tokens > 0
