@@ -322,7 +322,9 @@ def first_token(asked: TransformersEngine, features: Tensor, places: Tensor, spa
     before = len(split.prefix)
     after = before + span + torch.arange(len(split.suffix))
     position = torch.cat([torch.arange(before), before + places, after])
-    hidden = model.model.language_model(inputs_embeds=rows[None], position_ids=position[None], use_cache=False)
+    seen = torch.ones(1, len(rows), dtype=torch.long)  # without it gaps between positions would part sequences
+    run = {"inputs_embeds": rows[None], "position_ids": position[None], "attention_mask": seen, "use_cache": False}
+    hidden = model.model.language_model(**run)
     logits = model.lm_head(hidden.last_hidden_state[0, -1])
     return int(logits.index_fill(0, asked._never, -torch.inf).argmax())
 
