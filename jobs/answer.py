@@ -21,7 +21,7 @@ from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, s
 from jobs.progress import Progress
 from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, corpus_cut, joint_space
 from pipeline.answers import AnswerStore, CommitAnswers, units
-from pipeline.datasets import join_videos, read_aliases, read_questions
+from pipeline.datasets import join_videos, read_aliases, read_questions, with_history
 from pipeline.errors import ConfigError
 from pipeline.selection import check_selection
 from pipeline.store import TokenStore
@@ -73,10 +73,14 @@ class AnswerJob:
 
 def run(job: AnswerJob) -> Report:
     """Answer what is pending, then write every question once, in the order of its file."""
+    store = TokenStore.open(job.store, job.fingerprint, job.options)
+    return answered(job, store, _asked(job, store))
+
+
+def answered(job: AnswerJob, store: TokenStore, asked: pa.Table) -> Report:
+    """Answer the questions of a table, columns of `answers.QUESTIONS_ASKED`; the job's own file is not looked at."""
     from pipeline.checkpoint import Checkpoint
 
-    store = TokenStore.open(job.store, job.fingerprint, job.options)
-    asked = _asked(job, store)
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)
     check_selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint))
@@ -106,7 +110,7 @@ def _asked(job: AnswerJob, store: TokenStore) -> pa.Table:
     aliases = read_aliases(job.aliases, job.options) if job.aliases else None
     joined = join_videos(questions, payloads, aliases)
     digests = [payloads.get(store_id) for store_id in joined["store_id"].to_pylist()]
-    return joined.append_column("payload_sha256", pa.array(digests, pa.string()))
+    return with_history(joined).append_column("payload_sha256", pa.array(digests, pa.string()))
 
 
 def _placed(job: AnswerJob) -> AnswerConfig:

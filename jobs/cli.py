@@ -7,6 +7,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "encode": "encode every video of a corpus that the token store does not hold yet",
     "answer": "answer a file of questions from the token store",
+    "caption": "encode what is new, caption what has no caption yet: made for a nightly schedule",
+    "chat": "talk about one video of a token store",
     "evaluate": "score predictions against a data set",
     "store": "look into a token store: ls, stats, show, verify",
     "reducers": "list the reducers with their parameters",

@@ -75,7 +75,7 @@ def run(job: EncodeJob) -> Report:
     parse_reducer(job.encode.reducer)
     checkpoint = Checkpoint.open(job.encode.model, job.encode.revision)
     check_reducer(job.encode.reducer, job.decode.frames, checkpoint)
-    corpus = read_corpus(job.corpus, job.options)
+    corpus = corpus_of(job)
     config = _placed(job)
     spec = encode_spec(config, job.decode, checkpoint)
     store = TokenStore.create(job.store, spec, job.options)
@@ -93,6 +93,11 @@ def run(job: EncodeJob) -> Report:
             stopped = stop.is_set() and progress.done < todo.num_rows
     store.refresh()
     return _report(job, store, corpus, progress, stopped)
+
+
+def corpus_of(job: EncodeJob) -> pa.Table:
+    """Return the videos that a job is about, rows of `schema.CORPUS`."""
+    return read_corpus(job.corpus, job.options)
 
 
 def _placed(job: EncodeJob) -> EncodeConfig:

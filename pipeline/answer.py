@@ -11,12 +11,13 @@ import pyarrow as pa
 from pipeline.answers import ANSWERS
 from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate
+from pipeline.replies import VideoQuestions
 from pipeline.selection import SelectConfig, Selection, selection_spec
 
 if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, not when a flag is parsed
     from pipeline.checkpoint import Checkpoint
-    from pipeline.engine import Engine, Reply, VideoQuestions
     from pipeline.joint import JointSpace
+    from pipeline.replies import Engine, Reply
     from pipeline.shards import Entry
     from pipeline.store import TokenStore
 
@@ -177,8 +178,11 @@ class Answer:
         for row in rows:
             row |= {"status": "missing_video", "payload_sha256": None}
         asked = [one for entry, places in self._entries(rows) for one in self._ask(entry, places, rows)]
+        talks = [one for one in asked if rows[one.places[0]]["turn"] is not None]
+        asked = [one for one in asked if rows[one.places[0]]["turn"] is None]
         replies = self.engine.answer([one.group for one in asked])
-        for one, replied in zip(asked, replies, strict=True):
+        replies += [self.engine.converse(one.group) for one in talks]
+        for one, replied in zip([*asked, *talks], replies, strict=True):
             for at, reply in zip(one.places, replied, strict=True):
                 rows[at] |= _outcome(one, reply)
         return pa.Table.from_pylist(rows, schema=ANSWERS)
@@ -192,13 +196,16 @@ class Answer:
         return ((self.store.read(store_id), places) for store_id, places in by_video.items())
 
     def _ask(self, entry: "Entry", places: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> list["_Asked"]:
-        """Return the questions about an entry, together if all see the same tokens."""
-        parts = [[at] for at in places] if self.selection.reads_question else [list(places)]
-        return [self._asked(entry, part, [rows[at]["question"] for at in part]) for part in parts]
+        """Return the questions about an entry, together if all see the same tokens, turns by themselves."""
+        turns = sorted((at for at in places if rows[at]["turn"] is not None), key=lambda at: rows[at]["turn"])
+        single = [at for at in places if rows[at]["turn"] is None]
+        if turns and self.selection.reads_question:
+            raise ConfigError("turns see the same tokens all along: answer without a method that reads the question")
+        parts = [[at] for at in single] if self.selection.reads_question else [single]
+        found = [(part, [rows[at]["question"] for at in part]) for part in (*parts, turns) if part]
+        return [self._asked(entry, part, questions) for part, questions in found]
 
     def _asked(self, entry: "Entry", places: list[int], questions: list[str]) -> "_Asked":
-        from pipeline.engine import VideoQuestions
-
         shown = self.selection.show(entry, questions[0])
         group = VideoQuestions(features=shown.features, questions=questions, positions=shown.positions, span=shown.span)
         return _Asked(payload_sha256=entry.payload_sha256, places=places, group=group)
@@ -211,7 +218,7 @@ class _Asked:
     payload_sha256: str
     places: list[int]
     """Rows of the unit."""
-    group: "VideoQuestions"
+    group: VideoQuestions
 
 
 def load_engine(config: AnswerConfig) -> "Engine":

@@ -24,9 +24,13 @@ from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.parquet import from_parquet, to_parquet
 
 QUESTIONS_ASKED = pa.schema(
-    [(name, pa.string()) for name in ("question_id", "video_id", "question", "store_id", "payload_sha256")]
+    [
+        *((name, pa.string()) for name in ("question_id", "video_id", "question", "store_id", "payload_sha256", "history")),
+        ("turn", pa.int32()),
+    ]
 )
-"""What the answer stage takes. `store_id` and `payload_sha256` are null when the store does not hold the video."""
+"""What the answer stage takes. `store_id` and `payload_sha256` are null when the store does not hold the video; `turn` and
+`history` where a question is asked by itself, see `datasets.with_history`."""
 
 ANSWERS = pa.schema(
     [
@@ -39,6 +43,8 @@ ANSWERS = pa.schema(
         ("answer_tokens", pa.int32()),
         ("store_id", pa.string()),
         ("payload_sha256", pa.string()),
+        ("turn", pa.int32()),
+        ("history", pa.string()),
     ]
 )
 """What it returns. `prediction` is null unless `status` is ok; `payload_sha256`: the tokens that were read."""
@@ -51,8 +57,8 @@ FINAL = frozenset({"ok", "empty_question", "reserved_token", "too_long"})
 PENDING = "pending"
 """Status, in the merged files only, of a question that no unit has answered yet."""
 
-Key = tuple[str, str, str | None]
-"""Question id, question text, digest of the stored tokens: what an answer is an answer to."""
+Key = tuple[str, str, str | None, str | None]
+"""Question id, question text, digest of the stored tokens, digest of the turns before: what an answer is an answer to."""
 
 
 class AnswerStore:
@@ -89,10 +95,19 @@ class AnswerStore:
         return pa.concat_tables(tables) if tables else ANSWERS.empty_table()
 
     def pending(self, asked: pa.Table) -> pa.Table:
-        """Return the rows of `asked` (columns of `QUESTIONS_ASKED`) that no final answer is committed for, in order."""
+        """Return the rows of `asked` (columns of `QUESTIONS_ASKED`) that no final answer is committed for, in order.
+
+        A conversation is pending as a whole: a turn needs what was said before it.
+        """
         done = {_key(row) for row in self.committed().to_pylist() if row["status"] in FINAL}
-        keep = [_key(row) not in done for row in asked.to_pylist()]
+        rows = asked.to_pylist()
+        open_talks = {row["video_id"] for row in rows if row["turn"] is not None and _key(row) not in done}
+        keep = [_key(row) not in done or (row["turn"] is not None and row["video_id"] in open_talks) for row in rows]
         return asked.filter(pa.array(keep, pa.bool_())).select(QUESTIONS_ASKED.names)
+
+    def merged(self, asked: pa.Table) -> pa.Table:
+        """Return one row of `ANSWERS` per row of `asked`, in its order."""
+        return merge(asked, self.committed())
 
     def finish(self, asked: pa.Table) -> dict[str, int]:
         """Write answers.jsonl and answers.parquet, one row per question in the order of `asked`.
@@ -100,7 +115,7 @@ class AnswerStore:
         Returns the number of questions by status. Where answers differ (two half-precision runs that overlapped), the
         same one is always taken: a final one before others, then the smallest by status and text.
         """
-        merged = merge(asked, self.committed())
+        merged = self.merged(asked)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in merged.to_pylist()]
         self.fs.pipe_file(f"{self.root.rstrip('/')}/answers.jsonl", "".join(lines).encode())
         self.fs.pipe_file(f"{self.root.rstrip('/')}/answers.parquet", to_parquet(merged))
@@ -150,7 +165,7 @@ def _checked(path: str, content: bytes) -> pa.Table:
 
 
 def _key(row: Mapping[str, Any]) -> Key:
-    return row["question_id"], row["question"], row["payload_sha256"]
+    return row["question_id"], row["question"], row["payload_sha256"], row["history"]
 
 
 def _preference(row: Mapping[str, Any]) -> tuple[bool, str, str]:

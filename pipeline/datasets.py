@@ -25,7 +25,10 @@ DATASETS = ("activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain")
 ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
 TGIF_TYPES = ("object", "number", "color", "location")
 QUESTION_WORDS = ("what", "who", "how", "when", "where")
-QUESTIONS = pa.schema([(name, pa.string()) for name in ("question_id", "video_id", "question", "answer", "type")])
+QUESTIONS = pa.schema(
+    [*((name, pa.string()) for name in ("question_id", "video_id", "question", "answer", "type")), ("turn", pa.int32())]
+)
+"""`turn`: place of the question in a conversation about its video; null where it is asked by itself."""
 
 Record = dict[str, Any]
 """One row of a question or answer file; Any, as it is whatever the file holds."""
@@ -60,7 +63,7 @@ def read_questions(
         answers: file of answers by question id. None: the sibling `*_a.json` of a `*_q.json`, if it exists.
 
     Returns:
-        Columns question_id, video_id (the data set's own name), question, answer, type; see `dataset_of`.
+        Columns question_id, video_id (the data set's own name), question, answer, type, turn; see `dataset_of`.
 
     Raises:
         ConfigError: unreadable file, unknown layout, repeated question id, answers that belong to other questions.
@@ -78,7 +81,9 @@ def read_questions(
     if sibling is not None:
         records = _with_answers(records, ids, sibling, storage_options)
     rows = zip(ids, names, texts, records, strict=True)
-    columns = [(i, n, t, optional_text(r.get("answer")), type_name(dataset, r.get("type"), t)) for i, n, t, r in rows]
+    columns = [
+        (i, n, t, optional_text(r.get("answer")), type_name(dataset, r.get("type"), t), _turn(r, path)) for i, n, t, r in rows
+    ]
     table = pa.table(list(map(list, zip(*columns, strict=True))), schema=QUESTIONS)
     return table.replace_schema_metadata({"framefold.dataset": dataset})
 
@@ -224,6 +229,35 @@ def _text(record: Record, column: str, path: str) -> str:
     if value is None:
         raise ConfigError(f"{path}: a row has no {column}: {str(record)[:120]}")
     return str(value)
+
+
+def _turn(record: Record, path: str) -> int | None:
+    """Return the turn of a row, None if it has none. Raises ConfigError for what is no whole number."""
+    raw = optional_text(record.get("turn"))
+    if raw is None or not raw.strip():
+        return None
+    if not raw.strip().removesuffix(".0").isdecimal():
+        raise ConfigError(f"{path}: expected turn to be a whole number, got {raw!r}")
+    return int(float(raw))
+
+
+def with_history(questions: pa.Table) -> pa.Table:
+    """Add `history`: SHA-256 of the turns before a question, null where it has no turn.
+
+    Raises ConfigError if a video has two questions with the same turn.
+    """
+    rows = questions.to_pylist()
+    spoken: dict[str, Any] = {}
+    history: list[str | None] = [None] * len(rows)
+    for at in sorted((at for at, row in enumerate(rows) if row["turn"] is not None), key=lambda at: rows[at]["turn"]):
+        row = rows[at]
+        digest, last = spoken.get(row["video_id"], (hashlib.sha256(), None))
+        if row["turn"] == last:
+            raise ConfigError(f"video {row['video_id']} has two questions with turn {last}")
+        history[at] = digest.hexdigest()
+        digest.update(json.dumps(row["question"]).encode())
+        spoken[row["video_id"]] = digest, row["turn"]
+    return questions.append_column("history", pa.array(history, pa.string()))
 
 
 def _made_id(name: str, text: str) -> str:

@@ -9,58 +9,26 @@ H hidden width. In float32 the answers equal one full `generate` per question, t
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, VideoLlavaForConditionalGeneration
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
+from pipeline.conversation import Conversation
 from pipeline.errors import ConfigError
 from pipeline.halving import batch_tokens, in_halves
 from pipeline.prompts import PromptTemplate, SplitPrompt, split_prompt, video_token_id
+from pipeline.replies import STATUSES, Engine, Reply, VideoQuestions
+from pipeline.roomy import RoomyLayer
 from pipeline.vocabulary import eos_ids, never_said, reserved_ids
 
-STATUSES = ("ok", "empty_question", "reserved_token", "too_long", "missing_video", "out_of_memory")
-"""What can become of a question. `missing_video` is given by the stage, the others by an engine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoQuestions:
-    """One video and all that is asked about it."""
-
-    features: Tensor
-    """(S, D), any float dtype: tower features before the projector, as stored."""
-    questions: Sequence[str]
-    positions: Tensor | None = None
-    """(S,) int64, place of each token in the span; None numbers them."""
-    span: int | None = None
-    """Positions that the video takes in the prompt; S if None."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What came back for one question. `text` is None unless the status is `ok`."""
-
-    text: str | None
-    status: str
-    tokens: int = 0
-    """Generated tokens, EOS among them."""
-
-
-class Engine(Protocol):
-    """Runs a language model. `name` and `version` are part of the answer fingerprint."""
-
-    name: str
-    version: int
-
-    def answer(self, groups: Sequence[VideoQuestions]) -> list[list[Reply]]:
-        """Return one reply per question, in order. A question that cannot be answered gets a status, never an error."""
-        ...
+__all__ = ["STATUSES", "Engine", "Reply", "TransformersEngine", "VideoQuestions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,40 +67,6 @@ class _Prefixes:
     """(V, P)."""
     end: Tensor
     """(V,) position of the first id after each video."""
-
-
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed for mypy
-    """Keys and values of one block with room for the answer, so that a step writes one column and copies nothing.
-
-    DynamicLayer concatenates: every generated token would copy the whole prefix of every row.
-    """
-
-    def __init__(self, prefix: DynamicLayer, owner_B: Tensor, room: int) -> None:
-        super().__init__()
-        self.lazy_initialization(prefix.keys, prefix.values)
-        self.all_keys = _with_room(prefix.keys, owner_B, room)
-        self.all_values = _with_room(prefix.values, owner_B, room)
-        self.length: int = prefix.keys.shape[-2]
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write the new columns and return all that are filled."""
-        end = self.length + key_states.shape[-2]
-        self.all_keys[:, :, self.length : end] = key_states
-        self.all_values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.all_keys[:, :, :end], self.all_values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        """Return the columns filled so far."""
-        return self.length
-
-
-def _with_room(states: Tensor, owner_B: Tensor, room: int) -> Tensor:
-    """Copy the states (V, heads, P, d) of each row's video once, into a buffer of P + room columns."""
-    videos, heads, columns, width = states.shape
-    buffer = states.new_empty(len(owner_B), heads, columns + room, width)
-    buffer[:, :, :columns] = states if videos == 1 else states.index_select(0, owner_B)
-    return buffer
 
 
 class TransformersEngine:
@@ -198,6 +132,32 @@ class TransformersEngine:
             replies += in_halves(self._answer_videos, batch, _out_of_memory, self._back_off)
         return replies
 
+    def converse(self, group: VideoQuestions) -> list[Reply]:
+        """Return one reply per question, each asked as a turn that sees those before it; see `Conversation`."""
+        try:
+            conversation = Conversation(self, group)
+            return [conversation.ask(question) for question in group.questions]
+        except torch.OutOfMemoryError:
+            return [Reply(text=None, status="out_of_memory")] * len(group.questions)
+
+    @torch.inference_mode()
+    def begin(self, video: VideoQuestions) -> "Seen":
+        """Read a video, with the words in front of it."""
+        prepared = self._prepare(replace(video, questions=()))
+        return Seen(cache=self._read([prepared]).cache, end=prepared.end)
+
+    @torch.inference_mode()
+    def advance(self, seen: "Seen", ids: Sequence[int]) -> int:
+        """Read more ids behind what was seen and return the likeliest next one."""
+        device = self.model.device
+        position = torch.arange(seen.end, seen.end + len(ids), device=device)[None]
+        seen.end, seen.spoken = seen.end + len(ids), True
+        return int(self._next_ids(torch.tensor([list(ids)], device=device), None, position, seen.cache))
+
+    def split(self, question: str) -> SplitPrompt:
+        """Return the ids on both sides of the video."""
+        return split_prompt(self.tokenizer, self.prompt, question, self.video_id)
+
     def _back_off(self) -> None:
         """Make later batches smaller: this one did not fit."""
         self.max_batch_tokens = max(1, self.max_batch_tokens * 3 // 4)
@@ -209,7 +169,7 @@ class TransformersEngine:
                 f"stored tokens have shape {tuple(group.features.shape)}, this model's projector takes (S, {width}): "
                 "the store was encoded with another model"
             )
-        prefix = split_prompt(self.tokenizer, self.prompt, "", self.video_id).prefix
+        prefix = self.split("").prefix
         span = len(group.features) if group.span is None else group.span
         judged = [self._judge(question, span) for question in group.questions]
         places = torch.arange(len(group.features)) if group.positions is None else group.positions
@@ -226,7 +186,7 @@ class TransformersEngine:
         """Return the row to run for a question, or the reply that says why it cannot be asked."""
         if not question.strip():
             return Reply(text=None, status="empty_question")
-        split: SplitPrompt = split_prompt(self.tokenizer, self.prompt, question, self.video_id)
+        split = self.split(question)
         if not self.reserved.isdisjoint(split.suffix):
             return Reply(text=None, status="reserved_token")
         room = self.context - len(split.prefix) - span - len(split.suffix)
@@ -305,7 +265,7 @@ class TransformersEngine:
         ids_BL = torch.tensor([[0] * (longest - len(row.suffix)) + [*row.suffix] for row in rows], device=device)
         mask_BL = torch.tensor([[0] * (longest - len(r.suffix)) + [1] * len(r.suffix) for r in rows], device=device)
         room = longest + self.max_new_tokens
-        mine = Cache(layers=[_RoomyLayer(layer, owner_B, room) for layer in seen.cache.layers])
+        mine = Cache(layers=[RoomyLayer(layer, owner_B, room) for layer in seen.cache.layers])
         mask_BC = torch.cat([seen.mask[owner_B], mask_BL], dim=1)
         position_BL = seen.end[owner_B, None] + (mask_BL.cumsum(1) - 1).clamp(min=0)
         done_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -316,12 +276,12 @@ class TransformersEngine:
             said.append(next_B)
             done_B = done_B | torch.isin(next_B, eos) | (len(said) >= room_B)
             if bool(done_B.all()):
-                return [self._reply(ids, row) for ids, row in zip(torch.stack(said, 1).tolist(), rows, strict=True)]
+                return [self.reply(ids[: row.room]) for ids, row in zip(torch.stack(said, 1).tolist(), rows, strict=True)]
             ids_BL = next_B[:, None]
             mask_BC = torch.cat([mask_BC, mask_BC.new_ones(len(rows), 1)], dim=1)
             position_BL = position_BL[:, -1:] + 1
 
-    def _next_ids(self, ids_BL: Tensor, mask_BC: Tensor, position_BL: Tensor, cache: Cache) -> Tensor:
+    def _next_ids(self, ids_BL: Tensor, mask_BC: Tensor | None, position_BL: Tensor, cache: Cache) -> Tensor:
         """Return the likeliest next id (B,) of each row."""
         hidden_BLH = self.model.model.language_model(
             inputs_embeds=self._embed(ids_BL),
@@ -337,12 +297,22 @@ class TransformersEngine:
         embeds: Tensor = self.model.get_input_embeddings()(ids)
         return embeds
 
-    def _reply(self, ids: list[int], row: _Row) -> Reply:
-        """Cut an answer at its EOS or where its room ends."""
-        kept = ids[: row.room]
-        ended = next((at + 1 for at, token in enumerate(kept) if token in self.eos), len(kept))
-        text = self.tokenizer.decode(kept[:ended], skip_special_tokens=True).strip()
+    def reply(self, ids: Sequence[int]) -> Reply:
+        """Return what was said up to its EOS."""
+        ended = next((at + 1 for at, token in enumerate(ids) if token in self.eos), len(ids))
+        text = self.tokenizer.decode(ids[:ended], skip_special_tokens=True).strip()
         return Reply(text=text, status="ok", tokens=ended)
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What a conversation has read so far."""
+
+    cache: Cache
+    end: int
+    """Position of the next id."""
+    spoken: bool = False
+    """A turn was read."""
 
 
 def _out_of_memory(video: _Video) -> list[Reply]:

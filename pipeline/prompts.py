@@ -59,6 +59,12 @@ class PromptTemplate:
         return f"{OPENINGS[self.style]}{asked}{instruction} ASSISTANT:"
 
 
+def turn_text(template: PromptTemplate, question: str) -> str:
+    """Return what is written for a later turn, behind the end of the answer before."""
+    instruction = f"\n{template.instruction}" if template.instruction else ""
+    return f"USER: {' '.join(question.split())}{instruction} ASSISTANT:"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SplitPrompt:
     """Token ids before and after the video span. `prefix` is the same for every question of a template."""

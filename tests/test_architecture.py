@@ -19,6 +19,7 @@ HOMES = {
         "pipeline/vision.py",
         "pipeline/joint.py",
         "pipeline/engine.py",
+        "pipeline/roomy.py",
         "pipeline/checkpoint.py",
         "pipeline/shapes/",
         "jobs/bench/",

@@ -54,6 +54,7 @@ def test_activitynet_questions_and_answers_are_joined_by_id(tmp_path: Path) -> N
         "question": " what is behind  the girl ",
         "answer": "tree",
         "type": "spatial",
+        "turn": None,
     }
 
 

@@ -1,0 +1,159 @@
+"""Caption a corpus: `framefold caption`, or `ray job submit -- python -m jobs.caption`, every night.
+
+What is new or changed is encoded, what has no caption under these settings is captioned, and the files of captions are written
+again. A run that finds nothing to do changes nothing; two that overlap do each piece once.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import tyro
+
+from jobs import answer, encode
+from jobs.answer import AnswerJob
+from jobs.cluster import ClusterConfig
+from jobs.encode import EncodeJob
+from jobs.launch import DONE, FAILED, STOPPED, Report, launch, storage_options
+from pipeline.answer import AnswerConfig
+from pipeline.answers import AnswerStore
+from pipeline.captions import captions, write
+from pipeline.decode import DecodeConfig
+from pipeline.encode import EncodeConfig
+from pipeline.errors import ConfigError
+from pipeline.prompts import PromptTemplate
+from pipeline.selection import SelectConfig
+from pipeline.store import TokenStore
+
+QUESTION_ID = "caption"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionJob:
+    """Encode what is new or changed, caption what has no caption, write captions.jsonl and captions.parquet."""
+
+    corpus: tyro.conf.Positional[str]
+    """Directory, glob or manifest (.parquet, .csv, .jsonl with video_id, uri); any fsspec URL."""
+    store: str
+    """Root of the token store; any fsspec URL."""
+    out: str
+    """Folder for the captions; any fsspec URL."""
+    encode: EncodeConfig
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    prompt: str = "Describe what happens in the video."
+    """What the model is asked."""
+    style: Literal["docs", "original"] = "docs"
+    """Text around it, as in `framefold answer`."""
+    max_new_tokens: int = 128
+    """Longest caption, in tokens."""
+    answer_dtype: str = "auto"
+    """Compute type of the language model: float32, bfloat16, float16; auto is bfloat16 on a GPU and float32 without one."""
+    budget: int | None = None
+    """Tokens per video that the model sees, folded from entries of nest."""
+    decoders: int = 1
+    """Decoding actors, each with a child process and a CPU."""
+    encoders: int = 1
+    """Encoding actors."""
+    gpus_per_encoder: float = 0.0
+    """GPUs of each encoder; 0 encodes on the CPU."""
+    engines: int = 1
+    """Captioning actors."""
+    gpus_per_engine: float = 0.0
+    """GPUs of each engine; 0 captions on the CPU."""
+    videos_per_unit: int = 64
+    """Videos that are committed together."""
+    retry: tuple[str, ...] = ()
+    """Classes of failure to try again, e.g. TIMEOUT CRASHED."""
+    max_failed: int = 0
+    """Exit with 1 if more videos than this have no caption."""
+    storage_options: str = "{}"
+    """JSON object for fsspec, used for the corpus, the store and the captions."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ConfigError("the prompt is empty: say what the captions should tell")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the storage options as a mapping."""
+        return storage_options(self.storage_options)
+
+
+def run(job: CaptionJob) -> Report:
+    """Encode, caption, write the files."""
+    encoded = encode.run(_encoding(job))
+    if encoded["stopped"]:
+        return {"job": "caption", "encode": encoded, "exit_code": STOPPED}
+    store = TokenStore.open(job.store, encoded["fingerprint"], job.options)
+    asked = _asked(job, store)
+    answering = _answering(job, store)
+    answered = answer.answered(answering, store, asked)
+    answers = AnswerStore(job.out, answered["answers_fingerprint"], job.options)
+    rows = captions(answers.merged(asked))
+    files = write(job.out, rows, job.options)
+    without = sum(status != "ok" for status in rows["status"].to_pylist())
+    code = STOPPED if answered["stopped"] else FAILED if without > job.max_failed else DONE
+    return {
+        "job": "caption",
+        "captions": f"{job.out.rstrip('/')}/captions.jsonl",
+        "videos": rows.num_rows,
+        "captioned": rows.num_rows - without,
+        "without_caption": without,
+        "files": len(files),
+        "encode": encoded,
+        "answer": answered,
+        "exit_code": code,
+    }
+
+
+def _encoding(job: CaptionJob) -> EncodeJob:
+    same = ("corpus", "store", "encode", "decode", "cluster", "decoders", "encoders", "gpus_per_encoder", "videos_per_unit")
+    kept = {name: getattr(job, name) for name in (*same, "retry", "storage_options")}
+    return EncodeJob(**kept, max_failed=sys.maxsize)
+
+
+def _answering(job: CaptionJob, store: TokenStore) -> AnswerJob:
+    config = AnswerConfig(
+        model=job.encode.model,
+        revision=job.encode.revision,
+        prompt=PromptTemplate(style=job.style),
+        max_new_tokens=job.max_new_tokens,
+        dtype=job.answer_dtype,
+        device=job.encode.device,
+        select=SelectConfig(budget=job.budget),
+    )
+    same = {name: getattr(job, name) for name in ("store", "out", "cluster", "engines", "gpus_per_engine", "storage_options")}
+    unit = max(1, min(job.videos_per_unit, 8))
+    return AnswerJob(questions="", answer=config, fingerprint=store.fingerprint, videos_per_unit=unit, **same)
+
+
+def _asked(job: CaptionJob, store: TokenStore) -> pa.Table:
+    """Return one question for each video of the corpus, in its order."""
+    payloads = store.payloads()
+    rows = [
+        {
+            "question_id": f"{QUESTION_ID}:{name}",
+            "video_id": name,
+            "question": job.prompt,
+            "store_id": name if name in payloads else None,
+            "payload_sha256": payloads.get(name),
+            "history": None,
+            "turn": None,
+        }
+        for name in encode.corpus_of(_encoding(job))["video_id"].to_pylist()
+    ]
+    from pipeline.answers import QUESTIONS_ASKED
+
+    return pa.Table.from_pylist(rows, schema=QUESTIONS_ASKED)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    return launch(CaptionJob, run, "framefold caption", args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

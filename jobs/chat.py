@@ -1,0 +1,104 @@
+"""Talk about one video of a token store: `framefold chat VIDEO`. Nothing is decoded; what was said stays in the cache."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from jobs.launch import Report, launch, storage_options
+from pipeline.answer import AnswerConfig, check_tower, joint_space, load_engine
+from pipeline.errors import ConfigError
+from pipeline.store import TokenStore
+
+if TYPE_CHECKING:
+    from pipeline.replies import Reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatJob:
+    """Ask about one stored video, turn by turn: each line of the input is a turn, an empty line or its end stops."""
+
+    video: tyro.conf.Positional[str]
+    """Id of a committed video, as `framefold store ls` shows it, or the path it was encoded from."""
+    store: str
+    """Root of the token store; any fsspec URL."""
+    answer: AnswerConfig
+    fingerprint: str | None = None
+    """Which entries of the store, by the beginning of their fingerprint; needed where it holds several."""
+    ask: tuple[str, ...] = ()
+    """Turns to ask instead of those from the input."""
+    storage_options: str = "{}"
+    """JSON object for fsspec."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the storage options as a mapping."""
+        return storage_options(self.storage_options)
+
+
+def run(job: ChatJob) -> Report:
+    """Answer turn by turn; the report holds what was said."""
+    from pipeline.checkpoint import Checkpoint
+    from pipeline.conversation import Conversation
+    from pipeline.engine import TransformersEngine
+    from pipeline.replies import VideoQuestions
+    from pipeline.selection import Selection
+
+    store = TokenStore.open(job.store, job.fingerprint, job.options)
+    checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
+    check_tower(store.spec, checkpoint)
+    if job.answer.select.reads_question or job.answer.select.corpus_budget is not None:
+        raise ConfigError("a conversation sees the same tokens all along: pass --budget or --coverage, or neither")
+    entry = store.read(_video(job, store))
+    shown = Selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint)).show(entry)
+    engine = load_engine(job.answer.here())
+    if not isinstance(engine, TransformersEngine):
+        raise ConfigError("a conversation needs the transformers engine")
+    video = VideoQuestions(features=shown.features, questions=(), positions=shown.positions, span=shown.span)
+    conversation = Conversation(engine, video)
+    said = []
+    for question in job.ask or _typed():
+        reply = conversation.ask(question)
+        sys.stdout.write(f"{_shown(reply)}\n")
+        sys.stdout.flush()
+        said.append({"question": question, "answer": reply.text, "status": reply.status})
+    return {"job": "chat", "video": entry.video_id, "visual_tokens": len(shown.features), "turns": said}
+
+
+def _video(job: ChatJob, store: TokenStore) -> str:
+    """Return the id of a committed video. Raises ConfigError if there is none of that name or path."""
+    rows = store.index.with_status("committed").select(["video_id", "uri"]).to_pylist()
+    named = [row["video_id"] for row in rows if row["video_id"] == job.video]
+    placed = [row["video_id"] for row in rows if row["uri"] == job.video or row["uri"].endswith(f"://{job.video}")]
+    for found in (named, placed):
+        if len(found) == 1:
+            return str(found[0])
+    some = ", ".join(row["video_id"] for row in rows[:3]) or "none"
+    raise ConfigError(f"{job.video} is not in the store, which has {len(rows)} videos, such as {some}: encode it first")
+
+
+def _typed() -> Iterator[str]:
+    """Yield lines of the input until an empty one, with a prompt where a person types them."""
+    while True:
+        if sys.stdin.isatty():
+            sys.stdout.write("> ")
+            sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.strip()
+
+
+def _shown(reply: "Reply") -> str:
+    return reply.text if reply.text is not None else f"({reply.status})"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    return launch(ChatJob, run, "framefold chat", args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
