@@ -135,10 +135,14 @@ class ReducedTokens:
 class Reducer(Protocol):
     """A configured method. `needs` are the captures it reads, `needs_text` says that it must run at answer time."""
 
-    name: ClassVar[str]
     version: ClassVar[int]
     needs_text: ClassVar[bool]
     modifies_tower: ClassVar[bool]
+
+    @property
+    def name(self) -> str:
+        """What it is called; `first|second` for a composition."""
+        ...
 
     @property
     def needs(self) -> frozenset[Capture]:

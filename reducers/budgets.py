@@ -6,16 +6,16 @@ from torch import Tensor
 from reducers.base import BudgetError
 
 
-def allocate(total: int, weights: Tensor, cap: int) -> Tensor:
+def allocate(total: int, weights: Tensor, cap: int | Tensor) -> Tensor:
     """Share `total` over parts in proportion to their weights, none above `cap`, by largest remainder.
 
     Args:
         total: tokens to hand out; what does not fit under the caps is not handed out.
         weights: (parts,), at least 0. All zero counts as all equal.
-        cap: most that one part can take.
+        cap: most that one part can take; one number, or one for each part (parts,).
 
     Returns:
-        Budgets (parts,) int64 that sum to min(total, cap * parts). Ties go to the lower part.
+        Budgets (parts,) int64 that sum to min(total, sum of caps). Ties go to the lower part.
 
     Raises:
         BudgetError: a weight is negative or not finite.
@@ -27,11 +27,12 @@ def allocate(total: int, weights: Tensor, cap: int) -> Tensor:
         raise BudgetError(f"expected finite weights of at least 0, got {weights.tolist()}")
     share = share if float(share.sum()) > 0 else torch.ones_like(share)
     exact = total * share / share.sum()
-    budgets = exact.floor().long().clamp(max=cap)
-    left = min(total, cap * len(share)) - int(budgets.sum())
+    caps = torch.as_tensor(cap, device=share.device).expand(len(share))
+    budgets = exact.floor().long().minimum(caps)
+    left = min(total, int(caps.sum())) - int(budgets.sum())
     order = (exact - exact.floor()).argsort(descending=True, stable=True)
     while left > 0:
-        open_parts = order[budgets[order] < cap][:left]
+        open_parts = order[(budgets < caps)[order]][:left]
         budgets[open_parts] += 1
         left -= len(open_parts)
     return budgets

@@ -1,11 +1,11 @@
-"""From a spec string to a reducer: `name` or `name(key=value, ...)`."""
+"""From a spec string to a reducer: `name`, `name(key=value, ...)`, or two parts joined as in `evs(keep=256)|visionzip`."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from reducers.base import Reducer, ReducerError, ReducerSpecError
+from reducers.compose import Composed, CompositionConfig, Part
 from reducers.dycoke import DyCoke, DyCokeConfig
 from reducers.evs import Evs, EvsConfig
 from reducers.fastvid import FastVid, FastVidConfig
@@ -17,6 +17,9 @@ from reducers.nest import Nest
 from reducers.nest_order import NestConfig
 from reducers.none import NoneConfig, NoReduction
 from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.spec import Term, arguments, terms, type_name
+from reducers.spending import SECOND
+from reducers.stages import FIRST
 from reducers.tome import ToMe, ToMeConfig
 from reducers.trim import Trim, TrimConfig
 from reducers.unicomp import UniComp, UniCompConfig
@@ -44,7 +47,8 @@ METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
 }
 """Name to config class and reducer class. Any: each method has its own config."""
 
-SPEC = re.compile(r"\s*([A-Za-z_][\w+]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+
+PROPORTION = {"dominant", "contextual"}
 
 
 def names() -> tuple[str, ...]:
@@ -53,71 +57,82 @@ def names() -> tuple[str, ...]:
 
 
 def parse(spec: str) -> Reducer:
-    """Return the reducer of a spec such as `prumerge+(ratio=1/8)`. Raises ReducerSpecError, in one line."""
-    found = SPEC.fullmatch(spec)
-    if found is None:
-        raise ReducerSpecError(f"expected a reducer such as prumerge+(ratio=0.125), got {spec!r}")
-    name, listed = found.group(1), found.group(2) or ""
-    if name not in METHODS:
-        raise ReducerSpecError(f"unknown reducer {name!r}, expected one of {', '.join(METHODS)}")
-    config, build = METHODS[name]
-    try:
-        return build(config(**_arguments(name, listed, config)))
-    except ReducerSpecError:
-        raise
-    except ReducerError as error:
-        raise ReducerSpecError(f"{name}: {error}") from error
+    """Return the reducer of a spec such as `prumerge+(ratio=1/8)` or `alloc(vcast)+prumerge+`.
+
+    Raises ReducerSpecError, in one line.
+    """
+    found = terms(spec)
+    return _single(found[0]) if len(found) == 1 else _composed(found)
 
 
 def parameters(name: str) -> dict[str, tuple[str, Any]]:
     """Return type and default of each parameter of a reducer."""
-    config, _ = METHODS[name]
+    return parameters_of(METHODS[name][0])
+
+
+def parameters_of(config: type[Any]) -> dict[str, tuple[str, Any]]:
+    """Return type and default of each field of a config. Any: each method has its own."""
     hints = get_type_hints(config)
-    return {field.name: (_type_name(hints[field.name]), field.default) for field in dataclasses.fields(config)}
+    return {field.name: (type_name(hints[field.name]), field.default) for field in dataclasses.fields(config)}
 
 
-def _arguments(name: str, listed: str, config: type[Any]) -> dict[str, Any]:
-    """Parse `key=value, key=value` by the types of a config's fields."""
-    hints = get_type_hints(config)
-    arguments: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in listed.split(","))):
-        key, equals, text = (piece.strip() for piece in part.partition("="))
-        if not equals or key not in hints:
-            raise ReducerSpecError(f"{name}: unknown parameter {part!r}, expected some of {', '.join(hints)}")
-        if key in arguments:
-            raise ReducerSpecError(f"{name}: parameter {key!r} is given twice")
-        try:
-            arguments[key] = _value(text, hints[key])
-        except (ValueError, ZeroDivisionError) as error:
-            raise ReducerSpecError(f"{name}: expected {key} to be {_type_name(hints[key])}, got {text!r}") from error
-    return arguments
+def _single(term: Term) -> Reducer:
+    if term.name not in METHODS:
+        firsts = f"; {term.name} stands before another, as in {term.name}+visionzip" if term.name in FIRST else ""
+        raise ReducerSpecError(f"unknown reducer {term.name!r}, expected one of {', '.join(METHODS)}{firsts}")
+    config, build = METHODS[term.name]
+    return build(_config(term, config))
 
 
-def _value(text: str, kind: Any) -> Any:
-    """Parse one value. Any: the kinds are type hints, the values theirs. Raises ValueError."""
-    if get_origin(kind) is Literal:
-        if text.strip("'\"") in get_args(kind):
-            return text.strip("'\"")
-        raise ValueError(text)
-    options = get_args(kind) or (kind,)
-    if type(None) in options and text.lower() == "none":
-        return None
-    if bool in options:
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _refuse(text)
-    if int in options:
-        return int(text)
-    if float in options:
-        top, slash, bottom = text.partition("/")
-        return float(top) / float(bottom) if slash else float(text)
-    return _refuse(text)
+def _config(term: Term, config: type[Any]) -> Any:
+    """Return the config of a term. Any: each method has its own. Raises ReducerSpecError."""
+    try:
+        return config(**arguments(term, config))
+    except ReducerSpecError:
+        raise
+    except ReducerError as error:
+        raise ReducerSpecError(f"{term.name}: {error}") from error
 
 
-def _refuse(text: str) -> Any:
-    raise ValueError(text)
+def _composed(found: list[Term]) -> Reducer:
+    """Return the composition of two terms. Raises ReducerSpecError for parts that do not fit."""
+    for term in found:
+        if term.name not in {*METHODS, *FIRST, *SECOND}:
+            known = f"{', '.join(FIRST)} and then {', '.join(SECOND)}"
+            raise ReducerSpecError(f"unknown part {term.name!r} of a composition, expected {known}")
+        method = METHODS.get(term.name, (None, None))[1]
+        if getattr(method, "needs_text", False):
+            raise ReducerSpecError(f"{term.name} reads the question and cannot be part of what is stored before one is asked")
+        if getattr(method, "modifies_tower", False):
+            raise ReducerSpecError(f"{term.name} works inside the tower and cannot be part of a composition behind it")
+    if len(found) != 2 or found[0].name not in FIRST or found[1].name not in SECOND:
+        got = "|".join(term.name for term in found)
+        raise ReducerSpecError(f"expected one of {', '.join(FIRST)}, then one of {', '.join(SECOND)}, got {got}")
+    first, second = found
+    _check_budget(first, second)
+    try:
+        parts = [
+            Part(name=term.name, version=known.version, params=_config(term, known.config))
+            for term, known in ((first, FIRST[first.name]), (second, SECOND[second.name]))
+        ]
+        return Composed(CompositionConfig(first=parts[0], second=parts[1]))
+    except ReducerSpecError:
+        raise
+    except ReducerError as error:
+        raise ReducerSpecError(f"{first.name}|{second.name}: {error}") from error
 
 
-def _type_name(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
-    options = [option for option in (get_args(kind) or (kind,)) if option is not type(None)]
-    return "|".join(option.__name__ for option in options)
+def _check_budget(first: Term, second: Term) -> None:
+    """Raise ReducerSpecError where a second part states a budget, or what only makes sense beside one of its own."""
+    alone, here = get_type_hints(METHODS[second.name][0]).keys(), get_type_hints(SECOND[second.name].config).keys()
+    asked, given = ({piece.partition("=")[0].strip() for piece in term.arguments.split(",")} for term in (second, first))
+    if misplaced := sorted(asked & (alone - here)):
+        raise ReducerSpecError(
+            f"{second.name}: {misplaced[0]} is not for a composition: budget and CLS rows are said in its first part, "
+            f"e.g. {first.name}(ratio=0.25), and {second.name} takes {', '.join(here) or 'no parameter'}"
+        )
+    if asked & PROPORTION and not given & {"keep", "ratio"}:
+        raise ReducerSpecError(
+            f"{second.name}: dominant and contextual are only a proportion in a composition: "
+            f"say the budget in its first part, e.g. {first.name}(keep=256)"
+        )

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from reducers.base import CLS, BudgetError, Capture, ReducedTokens, Reducer, ReducerError, TextQuery, VisualTokens
 from reducers.registry import METHODS, names, parse
+from reducers.spending import SECOND
+from reducers.stages import FIRST
 
 SPECS = (
     "none",
@@ -43,6 +45,14 @@ SPECS = (
     "vcast",
     "nest",
     "nest(keep=20)",
+    *(f"{first}|{second}" for first in FIRST for second in SECOND),
+    "alloc(vcast, keep=9)+prumerge",
+    "alloc(unicomp, keep=20)+visionzip",
+    "alloc(novelty, keep=20)+prumerge+",
+    "evs(keep=20)|visionzip(dominant=3, contextual=2, merge=mean)",
+    "evs(keep=20, absorb=false)|prumerge+",
+    "static(keep=20, tau=0.3, block=visionzip)|prumerge",
+    "tree(keep=20, tau=0.3)+visionzip",
 )
 
 
@@ -100,7 +110,8 @@ LENGTHS = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
 
 def test_every_method_is_in_this_suite() -> None:
     """A new reducer cannot stay out of it."""
-    assert {parse(spec).name for spec in SPECS} == {name for name in names() if not parse(name).modifies_tower}
+    alone = {name for name in names() if not parse(name).modifies_tower}
+    assert {parse(spec).name for spec in SPECS} == alone | {f"{first}|{second}" for first in FIRST for second in SECOND}
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -196,6 +207,11 @@ EXACT = {
     "hired(rate=0.3)": lambda frames, patches: int(frames * patches * 0.3),
     "trim(ratio=0.25, score=cosine)": lambda frames, patches: frames * (patches // 4 + 1),
     "trim(ratio=0.25, scope=clip)": lambda frames, patches: frames * patches // 4 + 1,
+    **{
+        f"{first}(keep=20)|{second}": lambda frames, patches: min(20, frames * (patches + 1))
+        for first in FIRST
+        for second in SECOND
+    },
 }
 
 
