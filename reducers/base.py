@@ -40,8 +40,9 @@ class Capture:
     norm and the query and key projections are evaluated), `first` is block 0.
     """
 
-    kind: Literal["cls_attn", "keys", "received"]
-    """cls_attn and received: (F, N) float32. keys: (F, N, D) when heads are concatenated, (F, N, d) when averaged."""
+    kind: Literal["cls_attn", "keys", "received", "sheet"]
+    """cls_attn and received: (F, N) float32. keys: (F, N, D) when heads are concatenated, (F, N, d) when averaged.
+    sheet: (F, 1) float32, CLS attention to the tile of each frame on a contact sheet of its clip."""
     block: Literal["selected", "next", "first"] = "selected"
     heads: Literal["concat", "sum", "mean"] = "sum"
 

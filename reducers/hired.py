@@ -40,7 +40,8 @@ class HiRedConfig:
     spatial_tokens: int = 0
     """Also keep every (N / spatial_tokens)-th patch of each frame."""
     frame_score: Literal["uniform", "mosaic"] = "uniform"
-    """uniform: the same for each frame. mosaic: by early attention over a contact sheet, see `reduce_by_score`."""
+    """uniform: the same for each frame. mosaic: by the first block's attention over a contact sheet of the clip, which the
+    tower sees besides its frames."""
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1 or self.spatial_tokens < 0:
@@ -63,13 +64,22 @@ class HiRed(Fingerprinted):
     needs_text: ClassVar[bool] = False
     modifies_tower: ClassVar[bool] = False
     late: ClassVar[Capture] = Capture(kind="cls_attn", block="selected", heads="sum")
-    needs: ClassVar[frozenset[Capture]] = frozenset({late})
+    sheet: ClassVar[Capture] = Capture(kind="sheet", block="first", heads="sum")
+
+    @property
+    def needs(self) -> frozenset[Capture]:
+        """The attention that patches are ranked by, and the contact sheet's where it shares the budget."""
+        return frozenset({self.late, self.sheet} if self.config.frame_score == "mosaic" else {self.late})
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
         """Return the kept patches unchanged, ascending in each frame."""
-        if self.config.frame_score == "mosaic":
-            raise ReducerError("frame_score=mosaic needs a score per frame: one more tower pass, over a contact sheet")
-        return self.reduce_by_score(tokens, torch.ones(len(tokens.features)))
+        if self.config.frame_score == "uniform":
+            return self.reduce_by_score(tokens, torch.ones(len(tokens.features)))
+        longest = int(tokens.clip_ptr.diff().max())
+        if any(tiles > patches for tiles, patches in zip(sheet_layout(longest), tokens.grid, strict=True)):
+            shown = "{} x {}".format(*tokens.grid)
+            raise BudgetError(f"frame_score=mosaic needs a patch for each of {longest} frames on a contact sheet of {shown}")
+        return self.reduce_by_score(tokens, tokens.capture(self.sheet)[:, 0])
 
     def reduce_by_score(self, tokens: VisualTokens, weight_F: Tensor) -> ReducedTokens:
         """Return the same with budgets in proportion to a score of each frame, see `frame_scores`."""

@@ -9,9 +9,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reducers.base import BudgetError, ReducerError, ranked, share_to_count
+from reducers.base import (
+    KEPT,
+    BudgetError,
+    Capture,
+    ReducedTokens,
+    ReducerError,
+    VisualTokens,
+    check_finite,
+    ranked,
+    share_to_count,
+)
 from reducers.budgets import allocate
-from reducers.hired import best_attended, region_sums
+from reducers.hired import HiRed, best_attended, region_sums
+
+EARLY = Capture(kind="cls_attn", block="first", heads="sum")
+"""What budgets are shared by, besides `HiRed.late`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +47,52 @@ class HiRedImageConfig:
             raise BudgetError(f"expected rate in (0, 1] and alpha in [0, 1], got {self.rate} and {self.alpha}")
         if self.swapped_grid and not self.compat:
             raise ReducerError("swapped_grid is a published accident: add compat=true")
+
+
+def reduce_image(
+    tokens: VisualTokens,
+    layout: tuple[int, int],
+    config: HiRedImageConfig,
+    *,
+    order: Literal["partition", "stitched"] = "partition",
+    image: tuple[int, int] | None = None,
+) -> ReducedTokens:
+    """Return what HiRED keeps of one picture, unchanged.
+
+    Args:
+        tokens: the partitions as frames of one clip, the full image first, then rows x columns sub-images in raster order;
+            with the captures `EARLY` and `HiRed.late`.
+        layout: rows and columns of sub-images; (0, 0) for the full image alone.
+        order: partition by partition, or the full image and then one raster over all sub-images.
+        image: height and width of the picture; what shows only padding is dropped where the order is stitched.
+
+    Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; REDUCERS.md section 5.7.
+    """
+    check_finite(tokens)
+    partitions, patches, _ = tokens.features.shape
+    if partitions != layout[0] * layout[1] + 1:
+        raise ReducerError(f"expected {layout[0] * layout[1] + 1} partitions for a layout of {layout}, got {partitions}")
+    late_PN = tokens.capture(HiRed.late)
+    if partitions == 1:
+        mask_PN = best_attended(late_PN, torch.tensor([share_to_count(patches, config.rate)], device=late_PN.device))
+    else:
+        mask_PN, _ = partition_masks(tokens.capture(EARLY)[0], late_PN, layout, tokens.grid, config)
+    part_S, patch_S = mask_PN.nonzero(as_tuple=True)
+    if order == "stitched" and partitions > 1:
+        part_S, patch_S = stitched(mask_PN, layout, tokens.grid, image, config)
+    owner = torch.full((partitions * patches,), -1, dtype=torch.int32, device=part_S.device)
+    owner[part_S * patches + patch_S] = torch.arange(len(part_S), dtype=torch.int32, device=part_S.device)
+    place_S3 = [part_S, torch.div(patch_S, tokens.grid[1], rounding_mode="floor"), patch_S % tokens.grid[1]]
+    return ReducedTokens(
+        features=tokens.features[part_S, patch_S],
+        ptr=torch.tensor([0, len(part_S)], device=part_S.device),
+        frame=part_S.to(torch.int16),
+        anchor=(part_S * patches + patch_S).to(torch.int32),
+        kind=torch.full_like(part_S, KEPT, dtype=torch.uint8),
+        size=torch.ones(len(part_S), device=part_S.device),
+        position=torch.stack(place_S3, dim=1).float(),
+        owner=owner,
+    )
 
 
 def sub_budgets(

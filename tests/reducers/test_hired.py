@@ -1,6 +1,7 @@
 """HiRED and its budgets against slow loops: frames of a clip, and sub-images of one picture."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from reducers.base import BudgetError, ReducerError
 from reducers.budgets import allocate
 from reducers.hired import HiRed, HiRedConfig, best_attended, frame_scores, region_sums, sheet_layout
-from reducers.hired_image import HiRedImageConfig, partition_masks, stitched
+from reducers.hired_image import EARLY, HiRedImageConfig, partition_masks, reduce_image, stitched
 from reducers.registry import parse
 from tests.reducers.test_invariants import LENGTHS, tokens
 
@@ -76,11 +77,24 @@ def test_a_score_per_frame_shares_the_budget_of_each_clip_alone(seed: int, lengt
         assert frames == allocate_loop(max(1, int(len(weights) * 16 * 0.4)), weights.double().tolist(), 16)
 
 
+@given(seed=st.integers(0, 1000), lengths=LENGTHS)
+def test_the_mosaic_form_shares_by_what_the_tower_saw_on_the_contact_sheet(seed: int, lengths: tuple[int, ...]) -> None:
+    """It asks the tower for that, and only then."""
+    batch, reducer = tokens(seed, lengths), parse("hired(rate=0.4, frame_score=mosaic)")
+    assert reducer.needs == {HiRed.late, HiRed.sheet}
+    assert parse("hired(rate=0.4)").needs == {HiRed.late}
+    expected = HiRed(HiRedConfig(rate=0.4)).reduce_by_score(batch, batch.captures[HiRed.sheet][:, 0])
+    assert torch.equal(reducer.reduce(batch).anchor, expected.anchor)
+
+
 def test_the_mosaic_form_is_not_run_without_its_scores() -> None:
-    """One more tower pass is needed, which a reducer cannot make."""
+    """Nor for more frames than a contact sheet has patches for, nor with a score too many."""
     reducer = parse("hired(frame_score=mosaic)")
-    with pytest.raises(ReducerError, match="contact sheet"):
-        reducer.reduce(tokens(0, (2,)))
+    batch = tokens(0, (2,))
+    with pytest.raises(ReducerError, match="expected capture"):
+        reducer.reduce(replace(batch, captures={HiRed.late: batch.captures[HiRed.late]}))
+    with pytest.raises(BudgetError, match="17 frames on a contact sheet of 4 x 4"):
+        reducer.reduce(tokens(0, (2, 17)))
     with pytest.raises(ReducerError, match="2 scores, one per frame"):
         reducer.reduce_by_score(tokens(0, (2,)), torch.ones(3))
 
@@ -153,3 +167,29 @@ def test_the_exchanged_grid_is_an_accident_to_be_asked_for() -> None:
     assert HiRedImageConfig(budget_mode="official").budget_mode == "official"
     with pytest.raises(ReducerError, match="compat"):
         HiRedImageConfig(swapped_grid=True)
+
+
+@pytest.mark.parametrize("layout", [(2, 2), (1, 3)])
+def test_a_picture_keeps_the_patches_of_its_masks(layout: tuple[int, int]) -> None:
+    """Partition by partition, or stitched; every token says which patch of which partition it is."""
+    config, parts = HiRedImageConfig(rate=0.6), layout[0] * layout[1] + 1
+    seen = tokens(3, (parts,))
+    mask, _ = partition_masks(seen.captures[EARLY][0], seen.captures[HiRed.late], layout, (4, 4), config)
+    plain = reduce_image(seen, layout, config)
+    assert plain.anchor.tolist() == mask.flatten().nonzero()[:, 0].tolist()
+    assert len(plain.features) == int(parts * 16 * 0.6)
+    raster = reduce_image(seen, layout, config, order="stitched")
+    part, patch = stitched(mask, layout, (4, 4), None, config)
+    assert raster.anchor.tolist() == (part * 16 + patch).tolist()
+    for reduced in (plain, raster):
+        assert torch.equal(reduced.features, seen.features.flatten(0, 1)[reduced.anchor.long()])
+        assert reduced.owner is not None
+        assert reduced.owner[reduced.anchor.long()].tolist() == list(range(len(reduced.features)))
+
+
+def test_a_picture_alone_keeps_its_best_attended() -> None:
+    """And a layout that is not what was encoded is refused."""
+    seen, config = tokens(3, (1,)), HiRedImageConfig(rate=0.3)
+    assert torch.equal(reduce_image(seen, (0, 0), config).anchor, parse("hired(rate=0.3)").reduce(seen).anchor)
+    with pytest.raises(ReducerError, match="expected 5 partitions"):
+        reduce_image(seen, (2, 2), config)

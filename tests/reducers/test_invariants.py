@@ -32,6 +32,7 @@ SPECS = (
     "visionzip(dominant=1, contextual=1)",
     "hired(rate=0.3)",
     "hired(rate=0.2, spatial_tokens=2)",
+    "hired(rate=0.3, frame_score=mosaic)",
     "trim",
     "trim(ratio=0.25, score=cosine)",
     "trim(ratio=0.25, scope=clip)",
@@ -71,6 +72,8 @@ def tokens(seed: int, lengths: tuple[int, ...], grid: tuple[int, int] = (4, 4), 
             captures[Capture(kind="cls_attn", block=block, heads=heads)] = scores.softmax(-1)
             captures[Capture(kind="received", block=block, heads=heads)] = scores.softmax(-1)
             captures[Capture(kind="keys", block=block, heads=heads)] = random(frames, patches, width)
+    sheet = torch.ones(frames, 1) if constant else random(frames, 1).exp()
+    captures[Capture(kind="sheet", block="first", heads="sum")] = sheet
     return VisualTokens(
         features=random(frames, patches, width),
         cls=random(frames, width),
@@ -191,6 +194,10 @@ def test_grids_of_any_shape_are_reduced(spec: str, grid: tuple[int, int]) -> Non
         with pytest.raises(BudgetError, match="crossings"):
             reduce(parse(spec), tokens(1, (3,), grid))
         return
+    if "mosaic" in spec and min(grid) < 2:
+        with pytest.raises(BudgetError, match="contact sheet"):
+            reduce(parse(spec), tokens(1, (3,), grid))
+        return
     reduced = reduce(parse(spec), tokens(1, (3,), grid))
     assert 1 <= len(reduced.features) <= 3 * (grid[0] * grid[1] + 1)
 
@@ -204,6 +211,7 @@ EXACT = {
     "prumerge(ratio=0.25)": lambda frames, patches: frames * (patches // 4 + 1),
     "prumerge+(ratio=0.25)": lambda frames, patches: frames * (patches // 4 * 2 + 1),
     "visionzip(dominant=5, contextual=3)": lambda frames, patches: frames * 8,
+    "hired(rate=0.3, frame_score=mosaic)": lambda frames, patches: int(frames * patches * 0.3),
     "hired(rate=0.3)": lambda frames, patches: int(frames * patches * 0.3),
     "trim(ratio=0.25, score=cosine)": lambda frames, patches: frames * (patches // 4 + 1),
     "trim(ratio=0.25, scope=clip)": lambda frames, patches: frames * patches // 4 + 1,
