@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.merging import merge_blocks
+from pipeline.sheet import sheet_scores
 from reducers.attention import cls_attention, mean_over_heads
 from reducers.base import Capture, ReducedTokens, VisualTokens
 from reducers.tome import ToMe
@@ -125,15 +126,19 @@ class Tower:
     @torch.inference_mode()
     def __call__(self, frames_FSSC: Tensor, needs: frozenset[Capture], clip_ptr: Tensor, max_frames: int = 64) -> VisualTokens:
         """Return visual tokens of uint8 frames (F, S, S, 3), at most `max_frames` at a time through the tower."""
-        parts = [self._run(some, needs) for some in frames_FSSC.split(max_frames)]
+        sheets = frozenset(need for need in needs if need.kind == "sheet")
+        parts = [self._run(some, needs - sheets) for some in frames_FSSC.split(max_frames)]
         hidden = torch.cat([part for part, _ in parts])
         side = int((hidden.shape[1] - 1) ** 0.5)
+        captures = {need: torch.cat([taken[need] for _, taken in parts]) for need in needs - sheets}
+        for need in sheets:
+            captures[need] = sheet_scores(self.model, self._pixels(frames_FSSC), clip_ptr, (side, side))
         return VisualTokens(
             features=hidden[:, 1:],
             cls=hidden[:, 0],
             grid=(side, side),
             clip_ptr=clip_ptr.to(self.device),
-            captures={need: torch.cat([taken[need] for _, taken in parts]) for need in needs},
+            captures=captures,
         )
 
     @torch.inference_mode()
