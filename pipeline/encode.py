@@ -95,6 +95,8 @@ def check_reducer(spec: str, frames: int, checkpoint: "Checkpoint") -> None:
     reducer, shape = parse_reducer(spec), checkpoint.tower_shape()
     if reducer.modifies_tower:
         return
+    if any(need.kind == "received" for need in reducer.needs):
+        raise ConfigError(f"{spec} ranks by attention received, for towers without a CLS token: this one has it, use score=cls")
     patches, width = shape.grid[0] * shape.grid[1], shape.width
     captures = {}
     for need in reducer.needs:
