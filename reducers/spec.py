@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reducers.base import ReducerSpecError
@@ -89,7 +90,8 @@ def _value(text: str, kind: Any) -> Any:
         return int(text)
     if float in options:
         top, slash, bottom = text.partition("/")
-        return float(top) / float(bottom) if slash else float(text)
+        number = float(top) / float(bottom) if slash else float(text)
+        return number if isfinite(number) else _refuse(text)
     return _refuse(text)
 
 

@@ -32,6 +32,8 @@ def test_values_are_parsed_by_their_types() -> None:
         ("spatial(k=0)", "k"),
         ("prumerge(ratio=0)", "ratio"),
         ("prumerge(ratio=1/0)", "ratio"),
+        ("prumerge(ratio=nan)", "ratio to be float"),
+        ("vcast(temperature=inf)", "temperature to be float"),
         ("prumerge(merge=stir)", "add|mean"),
         ("prumerge(scope=batch)", "compat"),
         ("prumerge(residual=perhaps)", "bool"),
