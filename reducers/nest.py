@@ -86,9 +86,9 @@ def ask(
     centre_D = (size_S1 * given.features).sum(0) / size_S1.sum()
     frame_S = given.id // (len(given.holder) // given.frames)
     u_SD = directions(given.features, centre_D)
-    k_SS = kernel(u_SD, frame_S, config.gamma, config.memory or given.frames / 4)
+    k_SS = kernel(u_SD, frame_S, given.frames, config)
     start_1q = torch.arange((budget + 1) // 2, device=frame_S.device)[None]
-    chosen = greedy(k_SS[None], rounded(z_S.exp())[None], budget - start_1q.shape[1], start_1q, frame_S)[0][0]
+    chosen = greedy(k_SS[None], rounded(z_S.exp())[None], budget - start_1q.shape[1], start_1q, frame_S, given.frames)[0][0]
     kept_S = torch.zeros(ranks, dtype=torch.bool, device=frame_S.device).index_fill(0, chosen, True)
     target_S = torch.where(kept_S[given.parent], given.parent, k_SS.masked_fill(~kept_S, -1).argmax(1))
     alike_S = (u_SD * u_SD[target_S]).sum(1) >= config.gate

@@ -13,17 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reducers.base import (
-    BudgetError,
-    ReducerError,
-    normalised,
-)
-from reducers.evs import adjacent_likeness
+from reducers.base import BudgetError, ReducerError
 from reducers.fit import Clip, summed
 
 STEP = 2.0**-16
-STALE = 32
+TAKEN = -1.0
+"""The gain of a row that has its rank."""
+STALE = 16
 """Gains that lazy greedy looks at anew in one go."""
+CHECK = 8
+"""Steps of lazy greedy after which the host asks how far it is."""
+BLOCK = 256
+"""Rows of a kernel that are made in one go."""
 KERNEL_BYTES = 1 << 30
 """Most that the kernels of clips ordered together take."""
 
@@ -85,8 +86,8 @@ class Superset:
     frames: int
 
 
-def evidence(clip: Clip, config: NestConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Return kernel (M, M), mass (M,) and centred directions (M, D) of a clip.
+def evidence(clip: Clip, config: NestConfig, out_MM: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return kernel (M, M), in `out_MM` if given, mass (M,) and centred directions (M, D) of a clip.
 
     Source: REDUCERS_VIDEO.md section 7.1, 1 to 4.
     Departs: kernel and mass are rounded to 2**-16.
@@ -94,26 +95,37 @@ def evidence(clip: Clip, config: NestConfig) -> tuple[Tensor, Tensor, Tensor]:
     frames, patches, _ = clip.x.shape
     x_MD = clip.x.flatten(0, 1)
     u_MD = directions(x_MD, x_MD.mean(0))
+    u_FND = u_MD.view_as(clip.x)
     change_FN = torch.ones_like(clip.a)
-    change_FN[1:] -= adjacent_likeness(u_MD.view_as(clip.x)).clamp(0, 1)
+    change_FN[1:] -= (u_FND[1:] * u_FND[:-1]).sum(-1).clamp(0, 1)
     attended_FN = 0.3 + 0.7 * (patches * clip.a).clamp(max=config.cap)
     mass_M = (attended_FN * (config.still + (1 - config.still) * change_FN)).flatten()
     frame_M = torch.arange(len(x_MD), device=x_MD.device) // patches
-    return kernel(u_MD, frame_M, config.gamma, config.memory or frames / 4), rounded(mass_M), u_MD
+    return kernel(u_MD, frame_M, frames, config, out_MM), rounded(mass_M), u_MD
 
 
 def directions(x_nD: Tensor, centre_D: Tensor) -> Tensor:
     """Return unit rows of what differs from the centre; 0 where nothing does."""
     apart_nD = x_nD - centre_D
-    same_n1 = apart_nD.norm(dim=1, keepdim=True) < 1e-6 * x_nD.norm(dim=1, keepdim=True)
-    return normalised(apart_nD.masked_fill(same_n1, 0))
+    length_n1 = apart_nD.norm(dim=1, keepdim=True)
+    same_n1 = length_n1 < 1e-6 * x_nD.norm(dim=1, keepdim=True)
+    return apart_nD.div_(length_n1.clamp(min=1e-12).masked_fill(same_n1, torch.inf))
 
 
-def kernel(u_nD: Tensor, frame_n: Tensor, gamma: float, memory: float) -> Tensor:
-    """Return how well each row explains each other (n, n), 1 on the diagonal, less the further apart in time."""
-    gap_nn = (frame_n[:, None] - frame_n).abs()
-    k_nn = (u_nD @ u_nD.T).clamp(0, 1).pow(gamma) * (-gap_nn / memory).exp()
-    return rounded(k_nn).fill_diagonal_(1)
+def kernel(u_nD: Tensor, frame_n: Tensor, frames: int, config: NestConfig, out_nn: Tensor | None = None) -> Tensor:
+    """Return how well each row explains each other (n, n), 1 on the diagonal, less the further apart in time.
+
+    A block of rows at a time, up to the diagonal; what lies beyond is the mirror image.
+    """
+    k_nn = u_nD.new_empty(len(u_nD), len(u_nD)) if out_nn is None else out_nn
+    time_F = torch.arange(frames, device=u_nD.device)
+    fade_Fn = (-(time_F[:, None] - frame_n).abs() / (config.memory or frames / 4)).exp() / STEP
+    for start in range(0, len(u_nD), BLOCK):
+        rows, columns = slice(start, start + BLOCK), slice(0, start + BLOCK)
+        like = (u_nD[rows] @ u_nD[columns].T).clamp_(0, 1).pow_(config.gamma)
+        k_nn[rows, columns] = like.mul_(fade_Fn[frame_n[rows], columns]).round_().mul_(STEP)
+        k_nn[:start, rows] = k_nn[rows, :start].T
+    return k_nn.fill_diagonal_(1)
 
 
 def rounded(values: Tensor) -> Tensor:
@@ -121,61 +133,83 @@ def rounded(values: Tensor) -> Tensor:
     return (values / STEP).round() * STEP
 
 
+class Search:
+    """Lazy greedy over the rows of several clips, each at its own pace.
+
+    Gains never rise, so a gain that was computed earlier is a bound. Each step looks anew at the rows of the largest
+    bounds; a clip whose best row is among them ranks it. Nothing waits for the host, which asks only now and then how
+    far the clips are.
+    """
+
+    def __init__(self, kernel_Cnn: Tensor, mass_Cn: Tensor, first_Cq: Tensor, frame_n: Tensor, frames: int) -> None:
+        clips, rows = mass_Cn.shape
+        self.kernel_Rn, self.mass_Cn1, self.frame_n = kernel_Cnn.flatten(0, 1), mass_Cn.double()[..., None], frame_n
+        self.start_C1 = rows * torch.arange(clips, device=mass_Cn.device)[:, None]
+        seen_Cqn = self._kernel_rows(first_Cq)
+        self.best_Cn = torch.cat([seen_Cqn, torch.zeros_like(mass_Cn)[:, None]], dim=1).amax(1)
+        above = 1 + rows * 2.0**-23  # more than what rounding in float32 takes off a sum
+        self.bound_Cn = torch.stack([k_nn @ m_n for k_nn, m_n in zip(kernel_Cnn, mass_Cn, strict=True)]).double() * above
+        self.bound_Cn.scatter_(1, first_Cq, TAKEN)
+        self.top_C1, self.rank_C1 = torch.zeros_like(self.start_C1), torch.zeros_like(self.start_C1)
+        self.taken_CF = mass_Cn.new_zeros(clips, frames, dtype=torch.int64)
+
+    def _kernel_rows(self, row_Cb: Tensor) -> Tensor:
+        return self.kernel_Rn[row_Cb + self.start_C1]
+
+    def _open(self, rounds: int) -> Tensor:
+        """Return the bounds of rows that may be ranked; in the first rounds frames take turns."""
+        if rounds == 0:
+            return self.bound_Cn
+        frames = self.taken_CF.shape[1]
+        had_CF = (self.taken_CF > self.rank_C1 // frames) & (self.rank_C1 < rounds * frames)
+        return self.bound_Cn.masked_fill(had_CF[:, self.frame_n], 2 * TAKEN)
+
+    def step(self, order_CS: Tensor, gain_CS: Tensor, rounds: int) -> None:
+        """Look at the most promising rows of each clip; put its next rank, if it is found, in its place of the order."""
+        look_Cb = self._open(rounds).topk(min(STALE, len(self.frame_n))).indices
+        look_Cb = torch.cat([look_Cb, self.top_C1], dim=1)  # topk may miss the lowest of equals
+        more_Cbn = self._kernel_rows(look_Cb).sub_(self.best_Cn[:, None]).clamp_(min=0).double()
+        gain_Cb = (more_Cbn @ self.mass_Cn1)[..., 0].masked_fill_(self.bound_Cn.gather(1, look_Cb) < 0, TAKEN)
+        self.bound_Cn.scatter_(1, look_Cb, gain_Cb)
+        self.top_C1 = self._open(rounds).argmax(1, keepdim=True)
+        last = order_CS.shape[1] - 1  # a place that is thrown away
+        ready_C1 = (look_Cb == self.top_C1).any(1, keepdim=True) & (self.rank_C1 < last)
+        place_C1, gain_C1 = torch.where(ready_C1, self.rank_C1, last), self.bound_Cn.gather(1, self.top_C1)
+        order_CS.scatter_(1, place_C1, self.top_C1)
+        gain_CS.scatter_(1, place_C1, gain_C1)
+        self.bound_Cn.scatter_(1, self.top_C1, torch.where(ready_C1, TAKEN, gain_C1))
+        self.best_Cn = self.best_Cn.maximum(self._kernel_rows(self.top_C1)[:, 0] * ready_C1)
+        self.rank_C1 += ready_C1
+        self.taken_CF.scatter_add_(1, self.frame_n[self.top_C1], ready_C1.long())
+
+
 def greedy(
-    kernel_Cnn: Tensor, mass_Cn: Tensor, count: int, first_Cq: Tensor, frame_n: Tensor, spread: int = 0
+    kernel_Cnn: Tensor, mass_Cn: Tensor, count: int, first_Cq: Tensor, frame_n: Tensor, frames: int, spread: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Order rows by how much mass each explains beyond all before it; ties go to the lower row.
-
-    Gains never rise (below rank `spread` * F only because frames take turns), so a gain that was computed earlier is a
-    bound: only the rows of the largest bounds are looked at again, until the best of them is up to date.
 
     Args:
         kernel_Cnn: how well row i explains row j, multiples of `STEP`.
         mass_Cn: multiples of `STEP`.
         count: ranks to fill after the first q.
         first_Cq: rows that come first, as they are.
-        frame_n: frame of each row.
+        frame_n: frame of each row, below `frames`.
+        frames: F.
         spread: so many rounds over the frames, all frames have equally many ranks after each.
 
     Returns:
         Rows by rank (C, q + count), int64, and their gains (C, count), float64.
     """
-    clips = len(mass_Cn)
-    clip_C1 = torch.arange(clips, device=mass_Cn.device)[:, None]
-    best_Cn = torch.cat([kernel_Cnn[clip_C1, first_Cq], torch.zeros_like(mass_Cn)[:, None]], dim=1).amax(1)
-    bound_Cn = torch.full_like(mass_Cn, torch.inf, dtype=torch.float64)
-    bound_Cn.scatter_(1, first_Cq, -1)
-    frames = int(frame_n.max()) + 1
-    taken_CF = torch.zeros(clips, frames, dtype=torch.int64, device=mass_Cn.device)
-    chosen, gains = [first_Cq], []
-    for rank in range(count):  # each choice depends on all before
-        open_Cn = bound_Cn >= 0
-        if rank < spread * frames:
-            open_Cn &= (taken_CF <= rank // frames)[:, frame_n]
-        new_C1 = _best(kernel_Cnn, mass_Cn, best_Cn, bound_Cn, open_Cn)
-        gains.append(bound_Cn.gather(1, new_C1))
-        chosen.append(new_C1)
-        bound_Cn.scatter_(1, new_C1, -1)
-        taken_CF.scatter_add_(1, frame_n[new_C1], torch.ones_like(new_C1))
-        best_Cn = best_Cn.maximum(kernel_Cnn[clip_C1, new_C1][:, 0])
-    return torch.cat(chosen, dim=1), torch.cat([bound_Cn[:, :0], *gains], dim=1)
-
-
-def _best(kernel_Cnn: Tensor, mass_Cn: Tensor, best_Cn: Tensor, bound_Cn: Tensor, open_Cn: Tensor) -> Tensor:
-    """Return the open row of largest gain (C, 1); update bounds in place, those of the returned rows to their gains."""
-    clip_C1 = torch.arange(len(mass_Cn), device=mass_Cn.device)[:, None]
-    known_Cn = bound_Cn == 0  # a gain of 0 stays 0
-    while True:
-        top_C1 = bound_Cn.masked_fill(~open_Cn, -2).argmax(1, keepdim=True)
-        if bool(known_Cn.gather(1, top_C1).all()):
-            return top_C1
-        stale_Cn = bound_Cn.masked_fill(~open_Cn | known_Cn, -2)
-        look_Cb = stale_Cn.topk(min(STALE, stale_Cn.shape[1]), dim=1).indices
-        more_Cbn = (kernel_Cnn[clip_C1, look_Cb] - best_Cn[:, None]).clamp(min=0).double()
-        gain_Cb = (more_Cbn @ mass_Cn.double()[..., None])[..., 0]
-        gain_Cb = torch.where(bound_Cn.gather(1, look_Cb) < 0, -1, gain_Cb)
-        bound_Cn.scatter_(1, look_Cb, gain_Cb)
-        known_Cn.scatter_(1, look_Cb, torch.ones_like(look_Cb, dtype=torch.bool))
+    search = Search(kernel_Cnn, mass_Cn, first_Cq, frame_n, frames)
+    order_CS = first_Cq.new_zeros(len(mass_Cn), count + 1)
+    gain_CS = order_CS.double()
+    slowest = 0
+    while slowest < count:
+        rounds = spread if slowest < spread * frames else 0
+        for _ in range(CHECK):
+            search.step(order_CS, gain_CS, rounds)
+        slowest = int(search.rank_C1.min())
+    return torch.cat([first_Cq, order_CS[:, :-1]], dim=1), gain_CS[:, :-1]
 
 
 def build(clips: Sequence[Clip], config: NestConfig) -> list[Superset]:
@@ -189,12 +223,12 @@ def build(clips: Sequence[Clip], config: NestConfig) -> list[Superset]:
         group = max(1, KERNEL_BYTES // (4 * shape.numel() ** 2))
         for start in range(0, len(same), group):
             numbers = same[start : start + group]
-            parts = [evidence(clips[number], config) for number in numbers]
-            kernel_CMM, mass_CM = torch.stack([part[0] for part in parts]), torch.stack([part[1] for part in parts])
+            kernel_CMM = clips[numbers[0]].x.new_empty(len(numbers), shape.numel(), shape.numel())
+            parts = [evidence(clips[number], config, k_MM) for number, k_MM in zip(numbers, kernel_CMM, strict=True)]
+            mass_CM = torch.stack([part[1] for part in parts])
             frame_M = torch.arange(shape.numel(), device=mass_CM.device) // shape[1]
-            count = min(config.superset, shape.numel())
-            nobody = frame_M.new_zeros(len(parts), 0)
-            order_CS, gain_CS = greedy(kernel_CMM, mass_CM, count, nobody, frame_M, config.spread)
+            count, nobody = min(config.superset, shape.numel()), frame_M.new_zeros(len(parts), 0)
+            order_CS, gain_CS = greedy(kernel_CMM, mass_CM, count, nobody, frame_M, shape[0], config.spread)
             for number, part, order_S, gain_S in zip(numbers, parts, order_CS, gain_CS, strict=True):
                 found[number] = _superset(clips[number], part, order_S, gain_S, config)
     return [found[number] for number in range(len(clips))]
