@@ -198,17 +198,18 @@ def fit_budget(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
 
 def _shrunk(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
     x_KD, size_K, kind_K = found.features.clone(), found.size, found.kind.clone()
-    frame_K = torch.div(found.anchor, clip.a.shape[1], rounding_mode="floor")
+    u_KD, frame_K = normalised(x_KD), torch.div(found.anchor, clip.a.shape[1], rounding_mode="floor")
     leaving = clip.a.flatten()[found.anchor].argsort(stable=True)[: len(found.anchor) - budget]
     gone_K = torch.zeros_like(frame_K, dtype=torch.bool)
     into_K = torch.arange(len(frame_K), device=frame_K.device)
-    for token in leaving:  # each fold changes what the next one is compared with
-        gone_K[token] = True
+    for token in leaving.split(1):  # each fold changes what the next one is compared with
+        gone_K.index_fill_(0, token, True)
         gap_K = (frame_K - frame_K[token]).abs().masked_fill(gone_K, len(clip.a))
-        likeness_K = normalised(x_KD) @ normalised(x_KD[token])
-        target = likeness_K.masked_fill(gap_K > gap_K.min(), -torch.inf).argmax()
+        likeness_K = u_KD @ u_KD[token][0]
+        target = likeness_K.masked_fill(gap_K > gap_K.min(), -torch.inf).argmax(0, keepdim=True)
         both = size_K[target] + size_K[token]
-        x_KD[target] = (size_K[target] * x_KD[target] + size_K[token] * x_KD[token]) / both
+        merged_1D = (size_K[target] * x_KD[target] + size_K[token] * x_KD[token]) / both
+        x_KD[target], u_KD[target] = merged_1D, normalised(merged_1D)
         size_K[target], into_K[token] = both, target
         kind_K[target] = torch.where(kind_K[target] == KEPT, ENRICHED, kind_K[target])
     for _ in range(len(frame_K).bit_length()):  # follow folds of folds, twice as far each time

@@ -3,12 +3,15 @@
 Shapes: F frames, N patches, M = F * N, D width, S ranks of the superset, B budget; see `nest_order` for the ranking.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from reducers.base import (
     CLS,
@@ -36,34 +39,63 @@ def fold(given: Superset, budget: int, omega: float) -> Superset:
 
     Source: REDUCERS_VIDEO.md section 7.2.
     """
-    ranks, budget = len(given.id), min(max(budget, 1), len(given.id))
-    parents, links = given.parent.tolist(), given.link.tolist()
-    steps = [(rank, parents[rank]) for rank in range(ranks - 1, budget - 1, -1) if links[rank]]
-    y_SD, w_S = _merged(given, steps, omega)
-    into = dict(steps)
-    goes = [rank if rank < budget else -1 for rank in range(ranks)]
-    for rank in range(budget, ranks):  # parents come first, so theirs are known
-        goes[rank] = goes[into[rank]] if rank in into else -1
-    return Superset(
-        features=y_SD[:budget],
-        id=given.id[:budget],
-        parent=given.parent[:budget],
-        link=given.link[:budget],
-        weight=w_S[:budget],
-        gain=given.gain[:budget],
-        holder=torch.tensor([*goes, -1], device=given.holder.device)[given.holder],
-        frames=given.frames,
-    )
+    return fold_all([given], [budget], omega)[0]
 
 
-def _merged(given: Superset, steps: Sequence[tuple[int, int]], omega: float) -> tuple[Tensor, Tensor]:
-    """Merge one rank after another into its target; return features (S, D) and weights (S,)."""
-    y_SD, w_S = given.features.clone(), given.weight.clone()
-    for rank, target in steps:  # what was merged is merged on
-        share = omega * w_S[rank]
-        both = w_S[target] + share
-        y_SD[target] = (w_S[target] * y_SD[target] + share * y_SD[rank]) / both
-        w_S[target] = both
+def fold_all(given: Sequence[Superset], budgets: Sequence[int], omega: float) -> list[Superset]:
+    """Return what `fold` makes of each of some clips, all of them folded together."""
+    kept = [min(max(budget, 1), len(one.id)) for one, budget in zip(given, budgets, strict=True)]
+    starts = [0, *accumulate(len(one.id) for one in given)]
+    parents, links = (torch.cat([getattr(one, name) for one in given]).tolist() for name in ("parent", "link"))
+    steps = [
+        (rank, start + parents[rank])
+        for start, end, budget in zip(starts, starts[1:], kept, strict=False)
+        for rank in range(end - 1, start + budget - 1, -1)
+        if links[rank]
+    ]
+    y_RD, w_R = (torch.cat([getattr(one, name) for one in given]) for name in ("features", "weight"))
+    y_RD, w_R = _merged(y_RD, w_R, steps, omega)
+    return [
+        replace(
+            one,
+            **{name: getattr(one, name)[:budget] for name in ("id", "parent", "link", "gain")},
+            features=y_RD[start : start + budget],
+            weight=w_R[start : start + budget],
+            holder=_goes(one, budget)[one.holder],
+        )
+        for one, start, budget in zip(given, starts, kept, strict=False)
+    ]
+
+
+def _goes(given: Superset, budget: int) -> Tensor:
+    """Return the rank below `budget` that each rank ends up in (S + 1,), -1 for none; the last one is nobody's."""
+    rank_S = torch.arange(len(given.id), device=given.id.device)
+    into_S = torch.where(rank_S < budget, rank_S, torch.where(given.link, given.parent, -1))
+    into_S = pad(into_S, (0, 1), value=-1)
+    for _ in range(len(rank_S).bit_length()):  # twice as far each time
+        into_S = into_S[into_S]
+    return into_S
+
+
+def _merged(y_SD: Tensor, w_S: Tensor, steps: Sequence[tuple[int, int]], omega: float) -> tuple[Tensor, Tensor]:
+    """Merge ranks into their targets; return features (S, D) and weights (S,).
+
+    What was merged is merged on, and a target takes in one after another as they come. Merges that do not wait for each
+    other are done at once.
+    """
+    y_SD, w_S = y_SD.clone(), w_S.clone()
+    turn: dict[int, int] = {}
+    rounds: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for rank, target in steps:
+        turn[target] = 1 + max(turn.get(rank, -1), turn.get(target, -1))
+        rounds[turn[target]].append((rank, target))
+    pairs_T2 = torch.tensor([pair for some in rounds.values() for pair in some], device=w_S.device).view(-1, 2)
+    for pair_t2 in pairs_T2.split([len(some) for some in rounds.values()]):
+        rank_t, target_t = pair_t2.unbind(1)
+        own_t, share_t = w_S[target_t], omega * w_S[rank_t]
+        both_t = own_t + share_t
+        y_SD[target_t] = (own_t[:, None] * y_SD[target_t] + share_t[:, None] * y_SD[rank_t]) / both_t[:, None]
+        w_S[target_t] = both_t
     return y_SD, w_S
 
 
@@ -93,8 +125,8 @@ def ask(
     target_S = torch.where(kept_S[given.parent], given.parent, k_SS.masked_fill(~kept_S, -1).argmax(1))
     alike_S = (u_SD * u_SD[target_S]).sum(1) >= config.gate
     folded_S = ~kept_S & torch.where(kept_S[given.parent], given.link, alike_S)
-    steps = [(rank, int(target)) for rank, target in enumerate(target_S.tolist()) if bool(folded_S[rank])][::-1]
-    y_SD, _ = _merged(given, steps, config.omega)
+    steps = [pair for pair, folded in zip(enumerate(target_S.tolist()), folded_S.tolist(), strict=True) if folded][::-1]
+    y_SD, _ = _merged(given.features, given.weight, steps, config.omega)
     goes_S = torch.where(kept_S, kept_S.cumsum(0) - 1, -1)
     goes_S = torch.where(folded_S, goes_S[target_S], goes_S)
     holder_M = torch.cat([goes_S, goes_S.new_full((1,), -1)])[given.holder]
@@ -179,7 +211,7 @@ class Nest(Fingerprinted):
         """Return the folded tokens of each clip, sorted by anchor."""
         found = self.supersets(tokens)
         budgets = [self._budget(one, has_cls=tokens.cls is not None) for one in found]
-        folded = [fold(one, budget.patches, self.config.omega) for one, budget in zip(found, budgets, strict=True)]
+        folded = fold_all(found, [budget.patches for budget in budgets], self.config.omega)
         reduced = joined(tokens, [tokens_of(one) for one in folded], budgets)
         return replace(reduced, order=_order(reduced, folded))
 

@@ -19,7 +19,7 @@ from reducers.fit import Clip, summed
 STEP = 2.0**-16
 TAKEN = -1.0
 """The gain of a row that has its rank."""
-STALE = 16
+STALE = 12
 """Gains that lazy greedy looks at anew in one go."""
 CHECK = 8
 """Steps of lazy greedy after which the host asks how far it is."""
@@ -154,7 +154,8 @@ class Search:
         self.taken_CF = mass_Cn.new_zeros(clips, frames, dtype=torch.int64)
 
     def _kernel_rows(self, row_Cb: Tensor) -> Tensor:
-        return self.kernel_Rn[row_Cb + self.start_C1]
+        row_R = (row_Cb + self.start_C1).flatten()
+        return self.kernel_Rn.index_select(0, row_R).view(*row_Cb.shape, len(self.frame_n))
 
     def _open(self, rounds: int) -> Tensor:
         """Return the bounds of rows that may be ranked; in the first rounds frames take turns."""
@@ -168,7 +169,7 @@ class Search:
         """Look at the most promising rows of each clip; put its next rank, if it is found, in its place of the order."""
         look_Cb = self._open(rounds).topk(min(STALE, len(self.frame_n))).indices
         look_Cb = torch.cat([look_Cb, self.top_C1], dim=1)  # topk may miss the lowest of equals
-        more_Cbn = self._kernel_rows(look_Cb).sub_(self.best_Cn[:, None]).clamp_(min=0).double()
+        more_Cbn = self._kernel_rows(look_Cb).sub_(self.best_Cn[:, None]).relu_().double()
         gain_Cb = (more_Cbn @ self.mass_Cn1)[..., 0].masked_fill_(self.bound_Cn.gather(1, look_Cb) < 0, TAKEN)
         self.bound_Cn.scatter_(1, look_Cb, gain_Cb)
         self.top_C1 = self._open(rounds).argmax(1, keepdim=True)
@@ -178,9 +179,10 @@ class Search:
         order_CS.scatter_(1, place_C1, self.top_C1)
         gain_CS.scatter_(1, place_C1, gain_C1)
         self.bound_Cn.scatter_(1, self.top_C1, torch.where(ready_C1, TAKEN, gain_C1))
-        self.best_Cn = self.best_Cn.maximum(self._kernel_rows(self.top_C1)[:, 0] * ready_C1)
+        self.best_Cn = self.best_Cn.maximum(self._kernel_rows(self.top_C1)[:, 0].mul_(ready_C1))
         self.rank_C1 += ready_C1
-        self.taken_CF.scatter_add_(1, self.frame_n[self.top_C1], ready_C1.long())
+        if rounds:
+            self.taken_CF.scatter_add_(1, self.frame_n[self.top_C1], ready_C1.long())
 
 
 def greedy(
@@ -238,12 +240,12 @@ def _superset(clip: Clip, part: tuple[Tensor, Tensor, Tensor], order_S: Tensor, 
     """Point each rank at the earlier one that explains it best; absorb the patches that have no rank."""
     k_MM, mass_M, u_MD = part
     x_MD, ranks = clip.x.flatten(0, 1), torch.arange(len(order_S), device=order_S.device)
-    explained_SM = k_MM[order_S]
+    explained_SM, own_SD = k_MM.index_select(0, order_S), u_MD.index_select(0, order_S)
     earlier_SS = explained_SM[:, order_S].T.masked_fill(ranks >= ranks[:, None], -1)
     parent_S = earlier_SS.argmax(1)
-    link_S = ((u_MD[order_S] * u_MD[order_S[parent_S]]).sum(1) >= config.gate) & (ranks > 0)
+    link_S = (own_SD.index_select(0, parent_S).mul_(own_SD).sum(1) >= config.gate) & (ranks > 0)
     holder_M = explained_SM.argmax(0)
-    alike_M = (u_MD * u_MD[order_S[holder_M]]).sum(1) >= config.gate
+    alike_M = own_SD.index_select(0, holder_M).mul_(u_MD).sum(1) >= config.gate
     holder_M = torch.where(alike_M, holder_M, -1).index_copy(0, order_S, ranks)
     unranked_M = torch.ones_like(alike_M).index_fill(0, order_S, False)
     slot_M = torch.where(unranked_M, holder_M, -1) % (len(ranks) + 1)
