@@ -79,9 +79,9 @@ def distances(x_RnD: Tensor) -> Tensor:
     x_RnD = x_RnD.double()
     square_Rn = x_RnD.square().sum(-1)
     both_Rnn = square_Rn[:, :, None] + square_Rn[:, None]
-    apart_Rnn = both_Rnn - 2 * x_RnD @ x_RnD.transpose(1, 2)  # in float32 it would put points 0.05 from themselves
-    apart_Rnn = apart_Rnn.masked_fill(apart_Rnn < 1e-12 * both_Rnn, 0)
-    return (apart_Rnn / x_RnD.shape[-1]).sqrt().float().double()
+    apart_Rnn = (x_RnD @ x_RnD.transpose(1, 2)).mul_(-2).add_(both_Rnn)  # float32 would put points 0.05 from themselves
+    apart_Rnn.masked_fill_(apart_Rnn < 1e-12 * both_Rnn, 0)
+    return apart_Rnn.div_(x_RnD.shape[-1]).sqrt_().float().double()
 
 
 def segment_of(likeness_F: Tensor, segments: int, tau: float) -> Tensor:
@@ -136,7 +136,7 @@ def _contexts(x_FND: Tensor, salient_FN: Tensor, contexts_F: Tensor) -> Tensor:
     context_FN = torch.zeros_like(salient_FN)
     host_A = contexts_F.nonzero()[:, 0]
     free_AU = (~salient_FN[host_A]).nonzero()[:, 1].view(len(host_A), int((~salient_FN[0]).sum()))
-    x_AUD = x_FND[host_A].gather(1, free_AU[..., None].expand(-1, -1, x_FND.shape[-1]))
+    x_AUD = x_FND[host_A[:, None], free_AU]
     near_A = torch.full_like(host_A, min(NEIGHBOURS, free_AU.shape[1]))
     score_AU = density_peaks(distances(x_AUD), torch.ones_like(free_AU, dtype=torch.bool), near_A)
     chosen_AU = top_mask(score_AU, contexts_F[host_A])
@@ -145,7 +145,7 @@ def _contexts(x_FND: Tensor, salient_FN: Tensor, contexts_F: Tensor) -> Tensor:
 
 
 def _holders(x_FND: Tensor, salient_FN: Tensor, context_FN: Tensor, segment_F: Tensor) -> Tensor:
-    """Return the tokens that hold each patch, the likest first (M, A), -1 for none.
+    """Return the tokens that hold each patch, the likest first (M, H), -1 for none.
 
     A salient patch holds itself. Any other is held by its likest context in each anchor frame of its segment,
     contexts too.
@@ -170,16 +170,17 @@ def _holders(x_FND: Tensor, salient_FN: Tensor, context_FN: Tensor, segment_F: T
     here_MA = (segment_F[host_A] == segment_F[:, None]).repeat_interleave(patches, 0) & ~salient_FN.flatten()[:, None]
     best_MA = like_MAm.gather(-1, which_MA[..., None])[..., 0].masked_fill(~here_MA, -torch.inf)
     held_MA = token_M[id_C][column_Am.T.gather(0, which_MA)].masked_fill(~here_MA, -1)
-    held_MA = held_MA.gather(1, ranked(best_MA))
-    held_MA[:, :1] = held_MA[:, :1].maximum(own_M1)
-    return held_MA
+    most = max(1, int(here_MA.sum(1).max()))
+    held_MH = held_MA.gather(1, ranked(best_MA)[:, :most])
+    held_MH[:, :1] = held_MH[:, :1].maximum(own_M1)
+    return held_MH
 
 
 def _means(x_MD: Tensor, holder_MH: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Return the mean of what each token holds (K, D), and how many patches that is (K, 1)."""
-    slot = holder_MH.flatten() % (tokens + 1)
-    count_K1 = slot.bincount(minlength=tokens + 1)[:-1, None]
-    sum_KD = summed(x_MD.repeat_interleave(holder_MH.shape[1], 0), slot, tokens + 1)
+    slot_HM = holder_MH.T % (tokens + 1)
+    count_K1 = slot_HM.flatten().bincount(minlength=tokens + 1)[:-1, None]
+    sum_KD = torch.stack([summed(x_MD, slot_M, tokens + 1) for slot_M in slot_HM]).sum(0)
     return sum_KD[:-1] / count_K1.clamp(min=1), count_K1
 
 
