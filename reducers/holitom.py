@@ -130,7 +130,8 @@ def dense_merge(
     centre_Rn = top_mask(density_peaks(gap_Rnn, valid_Rn, neighbours_R), centres_R) & valid_Rn
     index_n = torch.arange(x_RnD.shape[1], device=x_RnD.device)
     nearest_Rn = gap_Rnn.masked_fill(~centre_Rn[:, None], torch.inf).argmin(-1)
-    nearest_Rn = torch.where(centre_Rn, index_n, nearest_Rn)
+    alone_Rn = centre_Rn | ~centre_Rn.any(1, keepdim=True)  # without a centre nobody holds a point
+    nearest_Rn = torch.where(alone_Rn, index_n, nearest_Rn)
     joined_Rnn = (nearest_Rn[:, None] == index_n[:, None]) & (valid_Rn & ~centre_Rn)[:, None]
     count_Rn1 = joined_Rnn.sum(-1, keepdim=True)
     mean_RnD = joined_Rnn.float() @ x_RnD / count_Rn1.clamp(min=1)
