@@ -138,4 +138,4 @@ def fold(found: Ordered, budget: int, omega: float) -> list[Token]:
 
 def certain(video: Video, config: Any) -> bool:
     """Whether no choice was so close that rounding could have made another."""
-    return order(video, replace(config)).margin > 1e-4
+    return order(video, replace(config)).margin > 1e-6
