@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.datasets import optional_text, read_records
 from pipeline.errors import ConfigError
 from pipeline.schema import CORPUS
-from pipeline.sources import local_path, source_hint
+from pipeline.sources import check_protocol, local_path, source_hint
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}" for name in (
@@ -110,9 +110,10 @@ def _hint(uri: str, storage_options: Mapping[str, Any] | None) -> str:
             known = path.stat()
             info = {"size": known.st_size, "mtime": known.st_mtime}
             return source_hint(info) if stat.S_ISREG(known.st_mode) else "{}"
+        check_protocol(uri)
         fs, name = fsspec.core.url_to_fs(uri, **(storage_options or {}))
         return source_hint(fs.info(name))
-    except (OSError, ValueError, ImportError):
+    except Exception:  # OSError, ValueError, ImportError, VideoError, and what aiohttp and botocore raise
         return "{}"  # the decode stage meets the same fault and gives it a class
 
 

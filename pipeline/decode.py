@@ -10,12 +10,17 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, VideoError
+from pipeline.redaction import redact, secrets_of
 from pipeline.sampling import Policy
 from pipeline.schema import DECODED
 from pipeline.sources import fetch
 
 RESIZE = {"resize": "bicubic, antialias, float32, clamp, round", "crop": "centre", "version": 1}
 """What `pixels` does to a frame, for the fingerprint; it stands here because `pixels` loads torch."""
+
+
+LIMITS = ("memory_mb", "max_bytes", "max_pixels", "max_duration_s", "max_frames", "recycle", "recycle_mb")
+"""Settings that bound what a video or a decoding process may cost; 0 lifts each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +36,27 @@ class DecodeConfig:
     deadline_s: float = 60.0
     """A video that takes longer to decode is killed: TIMEOUT."""
     memory_mb: int = 2048
-    """Memory that one decoding may take: OUT_OF_MEMORY."""
+    """Memory that one decoding may take: OUT_OF_MEMORY; 0 is no limit."""
     max_bytes: int = 8 << 30
-    """Largest file: TOO_LARGE."""
+    """Largest file: TOO_LARGE; 0 is no limit."""
     max_pixels: int = 8192 * 8192
-    """Largest frame, in pixels: TOO_LARGE."""
+    """Largest frame, in pixels: TOO_LARGE; 0 is no limit."""
     max_duration_s: float = 6 * 3600.0
-    """Longest video: TOO_LARGE."""
+    """Longest video: TOO_LARGE; 0 is no limit."""
+    max_frames: int = 2_000_000
+    """Most frames, as the container counts them: TOO_LARGE; 0 is no limit."""
     recycle: int = 500
-    """A decoding process is replaced after so many videos, so that native leaks stay small."""
+    """A decoding process is replaced after so many videos, so that native leaks stay small; 0 never."""
+    recycle_mb: int = 512
+    """And when it keeps so much more resident memory between videos than when it was new; 0 never."""
 
     def __post_init__(self) -> None:
-        for name in ("frames", "deadline_s", "memory_mb", "max_bytes", "max_pixels", "max_duration_s", "recycle"):
-            if getattr(self, name) <= 0:
+        for name in ("frames", "deadline_s"):
+            if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in LIMITS:
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be above 0, or 0 for no limit, got {getattr(self, name)}")
         if self.frames > 4096:
             raise ConfigError(f"frames must be at most 4096, got {self.frames}")
         for name, known in (("policy", ("linspace", "arange")), ("decoder", ("auto", "decord", "pyav"))):
@@ -73,11 +85,12 @@ class Decode:
 
         self.config = config
         self.storage_options = dict(storage_options or {})
+        self.secrets = secrets_of(self.storage_options)
         self.child = DecodeChild(config, side_px)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        """Return the videos with frames, or with the class of their failure."""
-        rows = [{**row, **self._outcome(row["uri"])} for row in videos.to_pylist()]
+        """Return the videos with frames, or with the class of their failure. Secrets in a URI stay behind."""
+        rows = [{**row, "uri": redact(row["uri"]), **self._outcome(row["uri"])} for row in videos.to_pylist()]
         return pa.Table.from_pylist(rows, schema=DECODED)
 
     def __enter__(self) -> "Decode":
@@ -98,4 +111,5 @@ class Decode:
                 source = {"source_sha256": fetched.sha256, "source_bytes": fetched.bytes}
                 return {**source, **self.child.read(fetched.path, fetched.demuxer)}
             except VideoError as error:
-                return {**source, "error_class": error.code, "error": error.detail[:500]}
+                said = redact(error.detail, self.secrets)[:500]
+                return {**source, "error_class": error.code, "error": said}

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from pipeline.errors import PipelineError, VideoError
 START_S = 120.0
 """A child that is not ready by then will never be: the machine is at fault, not a video."""
 REPLY_BYTES = 1 << 20
-MAX_CLIP_BYTES = 8 << 30
+ANSWER = {"timestamps_s": list, "decoder": str, "substituted_frames": int}
+"""Columns that a child answers beside the frames."""
+LAST_BREATH_S = 10.0
+"""How long a child that closed its pipe may take to die before it is killed."""
 
 
 class DecodeChild:
@@ -32,10 +36,16 @@ class DecodeChild:
         self.side_px = side_px
         self.process: subprocess.Popen[bytes] | None = None
         self.served = 0
+        self.fresh_bytes = 0
+        self.ended: Counter[str] = Counter()
+        """How children ended: by the class that cost them their life, or replaced after `videos` or for `memory`."""
 
     def read(self, path: Path, demuxer: str) -> dict[str, Any]:
-        """Return the decoded columns of one video. Raises VideoError; TIMEOUT and CRASHED cost the child its life."""
-        if self.process is None or self.process.poll() is not None or self.served >= self.config.recycle:
+        """Return the decoded columns of one video.
+
+        Raises VideoError; TIMEOUT, CRASHED and OUT_OF_MEMORY cost the child its life.
+        """
+        if self.process is None or self.process.poll() is not None or self._is_worn():
             self._restart()
         self.served += 1
         deadline = time.monotonic() + self.config.deadline_s
@@ -43,14 +53,33 @@ class DecodeChild:
             self._send({"path": str(path), "demuxer": demuxer})
             reply = self._line(deadline)
             if "error_class" in reply:
-                raise VideoError(reply["error_class"], reply["error"])
-            frames = self._bytes(reply.pop("bytes"), deadline)
+                raise self._refused(VideoError(reply["error_class"], reply["error"]))
+            frames = self._bytes(self._clip_bytes(reply), deadline)
         except TimeoutError as error:
-            self.close()
-            raise VideoError("TIMEOUT", f"not decoded within {self.config.deadline_s:g} s") from error
-        except (EOFError, BrokenPipeError) as error:
+            raise self._end(VideoError("TIMEOUT", f"not decoded within {self.config.deadline_s:g} s")) from error
+        except (EOFError, OSError) as error:
             raise self._crashed() from error
-        return {"frames": frames, **reply}
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._end(VideoError("CRASHED", "the decoding process gave an answer that is none")) from error
+        return {"frames": frames, **{name: reply[name] for name in ANSWER}}
+
+    def _is_worn(self) -> bool:
+        """Tell whether the child is to be replaced: after so many videos, or because it keeps more and more memory."""
+        if self.config.recycle and self.served >= self.config.recycle:
+            self.ended["videos"] += 1
+        elif self.config.recycle_mb and self.resident_bytes() - self.fresh_bytes > self.config.recycle_mb << 20:
+            self.ended["memory"] += 1
+        else:
+            return False
+        return True
+
+    def resident_bytes(self) -> int:
+        """Return the resident memory of the child; 0 where there is none, or no /proc."""
+        try:
+            pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1] if self.process else 0
+        except OSError:
+            return 0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def close(self) -> None:
         """Kill the child, if there is one, and wait for its end."""
@@ -78,7 +107,8 @@ class DecodeChild:
         try:
             self._send({"config": asdict(self.config), "side_px": self.side_px})
             self._line(time.monotonic() + START_S)
-        except (TimeoutError, EOFError, BrokenPipeError) as error:
+            self.fresh_bytes = self.resident_bytes()
+        except (EOFError, OSError, ValueError) as error:
             code = self.process.poll()
             self.close()
             raise PipelineError(f"the decoding process did not start (exit code {code})") from error
@@ -86,12 +116,24 @@ class DecodeChild:
     def _crashed(self) -> VideoError:
         """Return why the child died. The kernel kills with SIGKILL when memory runs out; nobody else does."""
         process = self.process
-        code = process.wait(10) if process is not None else 0
-        self.close()
+        try:
+            code = process.wait(LAST_BREATH_S) if process is not None else 0
+        except subprocess.TimeoutExpired:
+            return self._end(VideoError("CRASHED", "the decoding process closed its pipe"))
         if code == -signal.SIGKILL:
-            return VideoError("OUT_OF_MEMORY", "the decoding process was killed by the system")
+            return self._end(VideoError("OUT_OF_MEMORY", "the decoding process was killed by the system"))
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return VideoError("CRASHED", f"the decoding process died: {name}")
+        return self._end(VideoError("CRASHED", f"the decoding process died: {name}"))
+
+    def _refused(self, error: VideoError) -> VideoError:
+        """Return the error; a child that ran out of memory is ended, since native libraries seldom survive it whole."""
+        return self._end(error) if error.code == "OUT_OF_MEMORY" else error
+
+    def _end(self, error: VideoError) -> VideoError:
+        """End the child for an error, and return the error."""
+        self.close()
+        self.ended[error.code] += 1
+        return error
 
     def _send(self, message: dict[str, Any]) -> None:
         pipe = self.process.stdin if self.process else None
@@ -108,9 +150,16 @@ class DecodeChild:
         reply: dict[str, Any] = json.loads(line)
         return reply
 
+    def _clip_bytes(self, reply: dict[str, Any]) -> int:
+        """Return the bytes of the clip that follows a reply. Raises ValueError: what read a hostile file is not trusted."""
+        count = self.config.frames * self.side_px**2 * 3
+        kinds = all(isinstance(reply[name], kind) for name, kind in ANSWER.items())
+        times = reply["timestamps_s"]
+        if not kinds or reply["bytes"] != count or [type(time) for time in times] != [float] * self.config.frames:
+            raise ValueError(f"expected {count} bytes and {self.config.frames} times")
+        return count
+
     def _bytes(self, count: int, deadline: float) -> bytes:
-        if not 0 <= count <= MAX_CLIP_BYTES:
-            raise EOFError("not a clip")
         parts = bytearray()
         while len(parts) < count:
             parts += self._some(min(count - len(parts), 1 << 20), deadline)
@@ -121,8 +170,9 @@ class DecodeChild:
         pipe = self.process.stdout if self.process else None
         if pipe is None:
             raise EOFError
-        ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        ready = select.poll()  # not select, which cannot wait for descriptors above 1023
+        ready.register(pipe, select.POLLIN)
+        if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError
         read = os.read(pipe.fileno(), count)
         if not read:

@@ -28,9 +28,10 @@ def main() -> None:
     torch.set_num_threads(1)
     config = DecodeConfig(**settings["config"])
     _warm_up()
-    _limit_memory(config.memory_mb)
+    _leave_nothing_behind()
     _say(answers, {"ready": True})
     for line in sys.stdin.buffer:
+        _limit_memory(config.memory_mb)
         signal.setitimer(signal.ITIMER_REAL, config.deadline_s + GRACE_S)
         _answer(answers, json.loads(line), config, settings["side_px"])
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -38,6 +39,8 @@ def main() -> None:
 
 def _answer(answers: BinaryIO, request: dict[str, Any], config: Any, side_px: int) -> None:
     """Decode one video and say how it went. Any: a DecodeConfig, whose module is imported late."""
+    from av.error import FFmpegError
+
     from pipeline.decoders import read_clip
     from pipeline.errors import VideoError
     from pipeline.pixels import fit_square
@@ -47,10 +50,12 @@ def _answer(answers: BinaryIO, request: dict[str, Any], config: Any, side_px: in
         frames = fit_square(clip.frames, side_px)
     except VideoError as error:
         return _say(answers, {"error_class": error.code, "error": error.detail})
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, BlockingIOError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         return _say(answers, {"error_class": "OUT_OF_MEMORY", "error": f"more than {config.memory_mb} MB were needed"})
+    except (FFmpegError, OSError, ValueError, ArithmeticError, LookupError) as error:  # numbers of a file led astray
+        return _say(answers, {"error_class": "CORRUPT", "error": f"{type(error).__name__}: {error}"[:200]})
     _say(
         answers,
         {
@@ -86,10 +91,17 @@ def _warm_up() -> None:
 
 
 def _limit_memory(memory_mb: int) -> None:
-    """Limit private writable memory to what is in use plus the given amount."""
-    pages = int(Path("/proc/self/statm").read_text().split()[5])
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + memory_mb * (1 << 20)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    """Limit private writable memory to what is in use plus the given amount: what leaked before is not charged to a video."""
+    if memory_mb:
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + memory_mb * (1 << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+
+
+def _leave_nothing_behind() -> None:
+    """Take from this process the right to write files: a decoder needs none, and a crash leaves no core file."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _say(answers: BinaryIO, message: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ Frames come in the order they are shown, of the best video stream, turned uprigh
 Shapes: N frames in the file, F sampled, H, W.
 """
 
+import errno
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from pipeline.decode import DecodeConfig
 from pipeline.errors import VideoError
+from pipeline.headers import declared_pixels
 from pipeline.sampling import frame_indices
 
 av.logging.set_level(av.logging.PANIC)
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 OPTIONS = {"protocol_whitelist": "file", "enable_drefs": "0", "max_streams": "64"}
 """For every demuxer: no network, no references to other files."""
+HEADER_BYTES = 1 << 20
+"""How far into a file its declared size is looked for."""
+OUT_OF_MEMORY = (errno.ENOMEM, errno.EAGAIN)
+"""FFmpeg's scaler says EAGAIN where memory for the stack of a thread is refused."""
 SEEK_ABOVE = 300
 """Longer videos, in frames, are not decoded from beginning to end if seeking gives the same frames."""
 DECORD_CODECS = frozenset({"h264", "vp8", "vp9", "mpeg4"})
@@ -83,28 +89,47 @@ def read_clip(path: Path, demuxer: str, config: DecodeConfig) -> Clip:
 
 
 def probe(path: Path, demuxer: str, config: DecodeConfig) -> Probe:
-    """Look at a file's best video stream and check its limits. Raises VideoError."""
+    """Look at a file's best video stream and check its limits, before anything is decoded. Raises VideoError."""
+    with path.open("rb") as file:
+        _check_pixels(declared_pixels(file.read(HEADER_BYTES), demuxer), config)
     with _opened(path, demuxer) as container:
         stream = _video_stream(container)
-        context = stream.codec_context
-        if context.width * context.height > config.max_pixels:
-            raise VideoError("TOO_LARGE", f"{context.width} x {context.height} px, more than {config.max_pixels} in all")
+        _check_pixels((stream.codec_context.width, stream.codec_context.height), config)
+        _check_frames(stream.frames, config)
         for length_s in (_seconds(container.duration, av.time_base), _seconds(stream.duration, stream.time_base)):
-            if length_s > config.max_duration_s:
-                raise VideoError("TOO_LARGE", f"{length_s:.0f} s long, more than {config.max_duration_s} s")
-        return _counted(container, stream)
+            _check_duration(length_s, config)
+        return _counted(container, stream, config)
 
 
-def _counted(container: Any, stream: Any) -> Probe:
+def _check_pixels(size: tuple[int, int] | None, config: DecodeConfig) -> None:
+    width, height = size or (0, 0)
+    if config.max_pixels and width * height > config.max_pixels:
+        raise VideoError("TOO_LARGE", f"{width} x {height} px, more than {config.max_pixels} in all")
+
+
+def _check_frames(frames: int, config: DecodeConfig) -> None:
+    if config.max_frames and frames > config.max_frames:
+        raise VideoError("TOO_LARGE", f"{frames} frames or more, more than {config.max_frames}")
+
+
+def _check_duration(length_s: float, config: DecodeConfig) -> None:
+    if config.max_duration_s and length_s > config.max_duration_s:
+        raise VideoError("TOO_LARGE", f"{length_s:.0f} s long, more than {config.max_duration_s:g} s")
+
+
+def _counted(container: Any, stream: Any, config: DecodeConfig) -> Probe:
     """Count the packets of a stream. Any: PyAV's types are compiled."""
     counts: Counter[bool] = Counter()
     times: list[int | None] = []
     for packet in _packets(container, stream):
         counts[packet.is_discard] += 1
         times += [] if packet.is_discard else [packet.pts]
+        _check_frames(len(times), config)
     if not counts:
         raise VideoError("CORRUPT", "the video stream holds no packet")
     known = sorted(time for time in times if time is not None)
+    if known:  # the middle half, doubled: what a header does not tell, and no stray timestamp can
+        _check_duration(_seconds(2 * (known[3 * len(known) // 4] - known[len(known) // 4]), stream.time_base), config)
     return Probe(
         codec=stream.codec_context.name,
         pixel_format=stream.codec_context.pix_fmt or "",
@@ -123,7 +148,7 @@ def _opened(path: Path, demuxer: str) -> Any:
     try:
         return av.open(str(path), format=demuxer, options=OPTIONS, metadata_errors="replace")
     except av.error.FFmpegError as error:
-        raise VideoError("CORRUPT", f"the {demuxer} container cannot be read: {_said(error)}") from error
+        raise _bad(error, f"the {demuxer} container cannot be read: ") from error
     except ValueError as error:  # what PyAV raises for a demuxer that this build lacks
         raise VideoError("UNSUPPORTED_CODEC", str(error)) from error
 
@@ -146,6 +171,8 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
             if packet.size:
                 yield packet
     except av.error.FFmpegError as error:
+        if error.errno in OUT_OF_MEMORY:
+            raise _bad(error) from error
         logger.debug("demuxing ended early: %s", _said(error))
 
 
@@ -214,7 +241,7 @@ def _read_pyav(path: Path, demuxer: str, found: Probe, config: DecodeConfig) -> 
     total = max(found.packets, 1)
     for _ in range(2):
         wanted = frame_indices(total, config.frames, config.policy)
-        kept, counted = _decode(path, demuxer, frozenset(wanted), config.max_pixels)
+        kept, counted = _decode(path, demuxer, frozenset(wanted), config)
         if counted == total:
             frames = np.stack([kept[index][0] for index in wanted])
             return _clip(frames, [kept[index][1] for index in wanted], "pyav", wanted)
@@ -225,7 +252,7 @@ def _read_pyav(path: Path, demuxer: str, found: Probe, config: DecodeConfig) -> 
 
 
 def _decode(
-    path: Path, demuxer: str, wanted: frozenset[int], max_pixels: int
+    path: Path, demuxer: str, wanted: frozenset[int], config: DecodeConfig
 ) -> tuple[dict[int, tuple[npt.NDArray[np.uint8], float]], int]:
     """Return the wanted frames with their times, and how many there are in all."""
     kept: dict[int, tuple[npt.NDArray[np.uint8], float]] = {}
@@ -236,8 +263,7 @@ def _decode(
             time_s = float((frame.pts or 0) * stream.time_base)
             first_s = time_s if counted == 0 else first_s
             if counted in wanted:
-                if frame.width * frame.height > max_pixels:
-                    raise VideoError("TOO_LARGE", f"a frame of {frame.width} x {frame.height} px")
+                _check_pixels((frame.width, frame.height), config)
                 shape = shape or (frame.width, frame.height)
                 kept[counted] = _upright(frame, *shape), time_s - first_s
             counted += 1
@@ -251,7 +277,7 @@ def _frames(container: Any, stream: Any, *, strict: bool = False) -> Iterator[An
             yield from stream.codec_context.decode(packet)
         except av.error.FFmpegError as error:
             if strict or not isinstance(error, av.error.InvalidDataError):
-                raise VideoError("CORRUPT", _said(error)) from error
+                raise _bad(error) from error
 
 
 def _packets_or_none(container: Any, stream: Any) -> Iterator[Any]:
@@ -263,6 +289,11 @@ def _packets_or_none(container: Any, stream: Any) -> Iterator[Any]:
 def _clip(frames: npt.NDArray[np.uint8], times_s: Sequence[float], decoder: str, wanted: Sequence[int]) -> Clip:
     repeated = len(wanted) - len(set(wanted))
     return Clip(frames=frames, timestamps_s=[round(t, 6) for t in times_s], decoder=decoder, substituted=repeated)
+
+
+def _bad(error: av.error.FFmpegError, where: str = "") -> VideoError:
+    """Return the class of an error: memory that FFmpeg was refused is no fault of the file's form."""
+    return VideoError("OUT_OF_MEMORY" if error.errno in OUT_OF_MEMORY else "CORRUPT", where + _said(error))
 
 
 def _said(error: Exception) -> str:

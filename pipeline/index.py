@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline.errors import StoreError
 from pipeline.filesystem import create_exclusive, list_files, read_many
 from pipeline.parquet import from_parquet, to_parquet
+from pipeline.redaction import redact
 from pipeline.schema import CORPUS, INDEX
 
 TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE", "DAMAGED"})
@@ -97,7 +98,7 @@ def _is_missing(uri: str, hint: str, known: tuple[str, str, str | None] | None, 
     known_uri, known_hint, error_class = known
     if error_class is not None and error_class in again:
         return True
-    return uri != known_uri if hint == "{}" else hint != known_hint
+    return redact(uri) != known_uri if hint == "{}" else hint != known_hint
 
 
 def fragment(rows: list[dict[str, Any]]) -> bytes:

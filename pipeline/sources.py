@@ -5,8 +5,11 @@ further files or URLs are refused by what they are, whatever they are called.
 """
 
 import hashlib
+import io
 import json
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ import fsspec
 
 from pipeline.errors import VideoError
 
+REFUSED = frozenset({"reference", "dask", "generic"})
+"""fsspec's protocols that open whatever a further file names, or that speak pickle with a server."""
 CHUNK_BYTES = 4 << 20
 HEAD_BYTES = 4096
 
@@ -51,41 +56,85 @@ class Fetched:
 
 
 def fetch(uri: str, into: Path, max_bytes: int, storage_options: Mapping[str, Any] | None = None) -> Fetched:
-    """Copy the bytes at any fsspec URL into a file.
+    """Copy the bytes at any fsspec URL into a file. What is no video by its first bytes, or too large, is not copied.
 
     Raises:
         VideoError: NOT_FOUND, UNREADABLE, EMPTY, TOO_LARGE, FORBIDDEN_PROTOCOL, NO_VIDEO_STREAM or CORRUPT.
     """
-    digest, size, head = hashlib.sha256(), 0, b""
+    check_protocol(uri)
+    digest, size, demuxer = hashlib.sha256(), 0, ""
     try:
         with _open(uri, storage_options) as source, into.open("wb") as copy:
-            while chunk := source.read(CHUNK_BYTES):
-                head = head or chunk[:HEAD_BYTES]
+            _check_bytes(getattr(source, "size", None) or 0, max_bytes)
+            for chunk in _chunks(source):
+                demuxer = demuxer or demuxer_of(chunk[:HEAD_BYTES])
                 size += len(chunk)
-                if size > max_bytes:
-                    raise VideoError("TOO_LARGE", f"more than {max_bytes} bytes")
+                _check_bytes(size, max_bytes)
                 digest.update(chunk)
                 copy.write(chunk)
+    except VideoError:
+        raise
     except FileNotFoundError as error:
         raise VideoError("NOT_FOUND", f"{uri}: no such file") from error
-    except (OSError, ValueError, ImportError) as error:  # what fsspec raises for storage, URLs and missing drivers
+    except Exception as error:  # OSError, ValueError, ImportError; aiohttp's and botocore's own, which are none of these
         raise VideoError("UNREADABLE", f"{uri}: {type(error).__name__}: {error}") from error
     if size == 0:
         raise VideoError("EMPTY", "the file has 0 bytes")
-    return Fetched(path=into, sha256=digest.hexdigest(), bytes=size, demuxer=demuxer_of(head))
+    return Fetched(path=into, sha256=digest.hexdigest(), bytes=size, demuxer=demuxer)
+
+
+def check_protocol(uri: str) -> None:
+    """Raise VideoError FORBIDDEN_PROTOCOL for a URL whose protocol reads what a further file tells it to."""
+    protocols = {part.split("://")[0].lower() for part in uri.split("::")} if local_path(uri) is None else set()
+    if refused := protocols & REFUSED:
+        raise VideoError("FORBIDDEN_PROTOCOL", f"{min(refused)}:// names other files or runs what it reads, it holds no video")
+
+
+def _chunks(source: Any) -> Iterator[bytes]:
+    """Yield the bytes of a file, the first chunk long enough to tell what it is: HTTP gives few bytes at a time."""
+    first = b""
+    while len(first) < HEAD_BYTES and (chunk := source.read(CHUNK_BYTES)):
+        first += chunk
+    if first:
+        yield first
+    while chunk := source.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _check_bytes(size: int, max_bytes: int) -> None:
+    if max_bytes and size > max_bytes:
+        raise VideoError("TOO_LARGE", f"{size} bytes or more, more than {max_bytes}")
 
 
 def local_path(uri: str) -> Path | None:
     """Return the path of a URI on local disk, None elsewhere. Names with `::` or `*` are names here, not fsspec's chains."""
-    if uri.startswith("file://"):
-        return Path(uri.removeprefix("file://"))
+    if uri.startswith(("file://", "local://")):
+        return Path(uri.split("://", 1)[1])
     return None if "://" in uri else Path(uri)
 
 
 def _open(uri: str, storage_options: Mapping[str, Any] | None) -> Any:
     """Return a readable file, a context manager. Any: fsspec's files are untyped."""
     path = local_path(uri)
-    return fsspec.open(uri, "rb", **(storage_options or {})) if path is None else path.open("rb")
+    return fsspec.open(uri, "rb", **(storage_options or {})) if path is None else _regular(path)
+
+
+def _regular(path: Path) -> Any:
+    """Open a file on local disk; a pipe or a device, which could keep us waiting for ever, is refused. Any: see `_open`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise OSError("not a regular file")
+    return _Sized(descriptor, found.st_size)
+
+
+class _Sized(io.FileIO):
+    """A local file that knows its size, as fsspec's files do."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        super().__init__(descriptor, "rb")
+        self.size = size
 
 
 def demuxer_of(head: bytes) -> str:

@@ -12,12 +12,14 @@ import pytest
 
 from pipeline import decoders
 from pipeline.corpus import read_corpus
-from pipeline.decode import Decode, DecodeConfig, decode_spec
-from pipeline.errors import VIDEO_CODES, ConfigError
+from pipeline.decode import LIMITS, Decode, DecodeConfig, decode_spec
+from pipeline.errors import VIDEO_CODES, ConfigError, VideoError
 from pipeline.pixels import fit_square
 from pipeline.sampling import frame_indices
 from pipeline.schema import CORPUS, DECODED
-from pipeline.sources import demuxer_of
+from pipeline.sources import demuxer_of, fetch
+from tests.http_server import http_server
+from tests.poison import craft
 
 VIDEOS = Path(__file__).parents[1] / "videos"
 GOOD = {
@@ -170,11 +172,29 @@ def test_a_file_may_have_any_name(stage: Decode, tmp_path: Path, name: str) -> N
 
 
 def test_limits_are_flags_and_name_themselves(tmp_path: Path) -> None:
-    """Bytes, pixels and seconds each refuse a video that is fine otherwise."""
-    for limit in ({"max_bytes": 1000}, {"max_pixels": 1000}, {"max_duration_s": 0.5}):
+    """Bytes, pixels, seconds and frames each refuse a video that is fine otherwise."""
+    for limit in ({"max_bytes": 1000}, {"max_pixels": 1000}, {"max_duration_s": 0.5}, {"max_frames": 59}):
         with Decode(DecodeConfig(**limit), side_px=32) as stage:
             row = stage(corpus(str(VIDEOS / "testsrc2.mp4"))).to_pylist()[0]
         assert row["error_class"] == "TOO_LARGE", limit
+        assert str(int(*limit.values())) in row["error"]
+
+
+def test_zero_lifts_every_limit() -> None:
+    """Each of them at once; the deadline stays."""
+    with Decode(DecodeConfig(**dict.fromkeys(LIMITS, 0)), side_px=32) as stage:
+        assert stage(corpus(str(VIDEOS / "testsrc2.mp4")))["error_class"].to_pylist() == [None]
+
+
+def test_a_video_without_a_length_in_its_header_is_measured_by_its_packets(tmp_path: Path) -> None:
+    """As a live recording is; one stray timestamp is no length."""
+    times = list(range(0, 30_000, 1000))
+    for name, odd in (("long", times), ("stray", [*range(29), 30_000])):
+        (tmp_path / name).write_bytes(craft.matroska(64, 64, packets=(b"\x00",) * 30, times_ms=odd))
+    with Decode(DecodeConfig(max_duration_s=20), side_px=32) as stage:
+        rows = stage(corpus(str(tmp_path / "long"), str(tmp_path / "stray"))).to_pylist()
+    assert [row["error_class"] for row in rows] == ["TOO_LARGE", "CORRUPT"]
+    assert "s long" in rows[0]["error"]
 
 
 def test_a_video_that_takes_too_long_is_killed_and_the_next_one_decodes() -> None:
@@ -228,6 +248,63 @@ def test_children_are_replaced_after_some_videos() -> None:
             assert stage.child.process is not None
             pids.add(stage.child.process.pid)
     assert len(pids) == 2
+    assert stage.child.ended == {"videos": 1}
+
+
+@pytest.mark.parametrize(("recycle_mb", "ended"), [(1, {"memory": 2}), (0, {})])
+def test_a_child_that_keeps_memory_is_replaced(recycle_mb: int, ended: dict[str, int]) -> None:
+    """Measured between videos; 0 leaves it be."""
+    with Decode(DecodeConfig(recycle_mb=recycle_mb), side_px=32) as stage:
+        rows = stage(corpus(*[str(VIDEOS / "testsrc2.mp4")] * 3))
+    assert rows["error_class"].null_count == 3
+    assert stage.child.ended == ended
+
+
+def test_a_child_may_write_no_file() -> None:
+    """Neither by what a hostile video makes it do, nor by a core dump when it crashes."""
+    with Decode(DecodeConfig(), side_px=32) as stage:
+        stage(corpus(str(VIDEOS / "unordered.mov")))
+        assert stage.child.process is not None
+        limits = Path(f"/proc/{stage.child.process.pid}/limits").read_text()
+    found = {line[:26].strip(): line[26:].split()[:2] for line in limits.splitlines()}
+    assert found["Max file size"] == found["Max core file size"] == ["0", "0"]
+
+
+def test_an_answer_of_another_size_is_not_believed() -> None:
+    """What has read a hostile file may answer anything."""
+    with Decode(DecodeConfig(), side_px=32) as stage:
+        uri = str(VIDEOS / "unordered.mov")
+        stage(corpus(uri))
+        stage.child.side_px = 64
+        assert stage(corpus(uri))["error_class"].to_pylist() == ["CRASHED"]
+        assert stage(corpus(uri))["error_class"].to_pylist() == [None]
+
+
+def test_what_is_no_regular_file_is_refused_at_once(stage: Decode, tmp_path: Path) -> None:
+    """A pipe that nobody writes to would keep the stage waiting for ever."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    rows = stage(corpus(str(tmp_path / "pipe.mp4"), f"file://{tmp_path}/pipe.mp4", "/dev/zero", str(tmp_path))).to_pylist()
+    assert [row["error_class"] for row in rows] == ["UNREADABLE"] * 4
+
+
+def test_what_is_refused_is_not_copied(tmp_path: Path) -> None:
+    """A gigabyte of zeros by its first bytes, ten by their number."""
+    for size, code in ((1 << 30, "CORRUPT"), (10 << 30, "TOO_LARGE")):
+        with (tmp_path / "zeros.mp4").open("wb") as file:
+            file.truncate(size)
+        with pytest.raises(VideoError) as caught:
+            fetch(str(tmp_path / "zeros.mp4"), tmp_path / "copy", DecodeConfig().max_bytes)
+        assert caught.value.code == code
+        assert (tmp_path / "copy").stat().st_size == 0
+
+
+def test_a_connection_that_breaks_is_a_class_of_failure(stage: Decode) -> None:
+    """Whatever the library for the protocol raises; a body that comes byte by byte is a video all the same."""
+    content = (VIDEOS / "unordered.mov").read_bytes()
+    with http_server({"/whole": content, "/broken": content}, cut={"/broken": 700}) as (url, asked):
+        rows = stage(corpus(f"{url}/broken", f"{url}/whole", f"{url}/none")).to_pylist()
+    assert [row["error_class"] for row in rows] == ["UNREADABLE", None, "NOT_FOUND"]
+    assert {path for _, path in asked} == {"/broken", "/whole", "/none"}
 
 
 @pytest.mark.parametrize("change", [{"policy": "arange"}, {"frames": 4}, {"decoder": "pyav"}])
@@ -238,10 +315,13 @@ def test_what_changes_pixels_changes_the_spec(change: dict) -> None:
 
 def test_limits_do_not_change_the_spec() -> None:
     """A longer deadline is no reason to encode a corpus again."""
-    assert decode_spec(DecodeConfig(deadline_s=5, memory_mb=99, max_bytes=7)) == decode_spec(DecodeConfig())
+    assert decode_spec(DecodeConfig(deadline_s=5, **dict.fromkeys(LIMITS, 7))) == decode_spec(DecodeConfig())
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 0}, {"deadline_s": -1}, {"policy": "random"}, {"decoder": "vlc"}])
+WRONG = [{"frames": 0}, {"deadline_s": 0}, {"max_frames": -1}, {"policy": "random"}, {"decoder": "vlc"}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     """Before any video is read."""
     with pytest.raises(ConfigError):
