@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.datasets import optional_text, read_records
 from pipeline.errors import ConfigError
+from pipeline.patience import patiently
 from pipeline.schema import CORPUS
 from pipeline.sources import check_protocol, local_path, source_hint
 
@@ -46,9 +47,8 @@ def read_corpus(spec: str, storage_options: Mapping[str, Any] | None = None) -> 
 def _listing(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict[str, str]]:
     try:
         fs, path = fsspec.core.url_to_fs(spec, **(storage_options or {}))
-        fs.invalidate_cache()
         pattern = any(mark in path for mark in "*?[")
-        found = fs.glob(path, detail=True) if pattern else _files_below(fs, path)
+        found = patiently(spec, lambda: _found(fs, path, pattern))
     except FileNotFoundError as error:
         raise ConfigError(f"{spec}: no such directory, file or bucket") from error
     except (OSError, ValueError, ImportError) as error:
@@ -60,6 +60,12 @@ def _listing(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict[
         {"video_id": ids[name], "uri": fs.unstrip_protocol(name), "source_hint": source_hint(info)}
         for name, info in files.items()
     ]
+
+
+def _found(fs: Any, path: str, pattern: bool) -> Mapping[str, Any]:
+    """Return what a pattern matches or a directory holds, as storage tells it now. Any: an fsspec file system."""
+    fs.invalidate_cache()
+    return fs.glob(path, detail=True) if pattern else _files_below(fs, path)
 
 
 def _files_below(fs: Any, path: str) -> Mapping[str, Any]:
@@ -112,7 +118,7 @@ def _hint(uri: str, storage_options: Mapping[str, Any] | None) -> str:
             return source_hint(info) if stat.S_ISREG(known.st_mode) else "{}"
         check_protocol(uri)
         fs, name = fsspec.core.url_to_fs(uri, **(storage_options or {}))
-        return source_hint(fs.info(name))
+        return source_hint(patiently(uri, lambda: fs.info(name)))
     except Exception:  # OSError, ValueError, ImportError, VideoError, and what aiohttp and botocore raise
         return "{}"  # the decode stage meets the same fault and gives it a class
 

@@ -21,6 +21,12 @@ from pipeline.errors import PipelineError, VideoError
 
 START_S = 120.0
 """A child that is not ready by then will never be: the machine is at fault, not a video."""
+STARTS, START_WAIT_S = 3, 0.5
+"""How often a child is started before the job gives up, and how long it waits in between: one may be killed as it starts."""
+TRIES = 2
+"""How often a video is decoded whose child was killed from outside: the next one may have been the cause, or nobody's video."""
+OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that no decoder raises. The kernel sends SIGKILL when the machine's memory runs out, whoever used it up."""
 REPLY_BYTES = 1 << 20
 ANSWER = {"timestamps_s": list, "decoder": str, "substituted_frames": int}
 """Columns that a child answers beside the frames."""
@@ -43,8 +49,17 @@ class DecodeChild:
     def read(self, path: Path, demuxer: str) -> dict[str, Any]:
         """Return the decoded columns of one video.
 
-        Raises VideoError; TIMEOUT, CRASHED and OUT_OF_MEMORY cost the child its life.
+        Raises VideoError; TIMEOUT, CRASHED and OUT_OF_MEMORY cost the child its life. A video whose child is killed from outside is tried again in another child before it is KILLED.
         """
+        for _ in range(TRIES - 1):
+            try:
+                return self._read(path, demuxer)
+            except VideoError as error:
+                if error.code != "KILLED":
+                    raise
+        return self._read(path, demuxer)
+
+    def _read(self, path: Path, demuxer: str) -> dict[str, Any]:
         if self.process is None or self.process.poll() is not None or self._is_worn():
             self._restart()
         self.served += 1
@@ -92,7 +107,20 @@ class DecodeChild:
             self.process = None
 
     def _restart(self) -> None:
+        """Start a new child. Raises PipelineError when several do not get ready: the machine is at fault, not a video."""
+        for number in range(STARTS):
+            self.close()
+            if number:
+                time.sleep(START_WAIT_S * number)
+            try:
+                return self._start()
+            except (EOFError, OSError, ValueError) as error:
+                code = self.process.wait() if self.process and not isinstance(error, TimeoutError) else None
+                cause = error
         self.close()
+        raise PipelineError(f"the decoding process did not start {STARTS} times (exit code {code})") from cause
+
+    def _start(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
@@ -104,24 +132,19 @@ class DecodeChild:
             env=environment,
         )
         self.served = 0
-        try:
-            self._send({"config": asdict(self.config), "side_px": self.side_px})
-            self._line(time.monotonic() + START_S)
-            self.fresh_bytes = self.resident_bytes()
-        except (EOFError, OSError, ValueError) as error:
-            code = self.process.poll()
-            self.close()
-            raise PipelineError(f"the decoding process did not start (exit code {code})") from error
+        self._send({"config": asdict(self.config), "side_px": self.side_px})
+        self._line(time.monotonic() + START_S)
+        self.fresh_bytes = self.resident_bytes()
 
     def _crashed(self) -> VideoError:
-        """Return why the child died. The kernel kills with SIGKILL when memory runs out; nobody else does."""
+        """Return why the child died: killed from outside, or by what it decoded."""
         process = self.process
         try:
             code = process.wait(LAST_BREATH_S) if process is not None else 0
         except subprocess.TimeoutExpired:
             return self._end(VideoError("CRASHED", "the decoding process closed its pipe"))
-        if code == -signal.SIGKILL:
-            return self._end(VideoError("OUT_OF_MEMORY", "the decoding process was killed by the system"))
+        if -code in OUTSIDE:
+            return self._end(VideoError("KILLED", f"killed from outside by {signal.Signals(-code).name}, {TRIES} times"))
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return self._end(VideoError("CRASHED", f"the decoding process died: {name}"))
 

@@ -15,6 +15,7 @@ VIDEO_CODES = frozenset(
         "TOO_LARGE",
         "OUT_OF_MEMORY",
         "CRASHED",
+        "KILLED",
         "FORBIDDEN_PROTOCOL",
         "EMPTY",
         "ENCODE_FAILED",

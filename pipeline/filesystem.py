@@ -1,6 +1,7 @@
 """What the stores ask of storage: open a root, list, read a range, and create a file only if nobody has.
 
-Exclusive creation is what makes a commit safe: a hard link on local disk, `If-None-Match` on object storage.
+Exclusive creation is what makes a commit safe: a hard link on local disk, `If-None-Match` on object storage. Storage that
+falters is asked again (`patience`); what is still broken then is a StoreError.
 """
 
 import errno
@@ -13,6 +14,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.patience import patiently
 
 CONFLICT = (errno.EEXIST, errno.EINVAL)
 """What s3fs raises for a failed precondition: FileExistsError on AWS, EINVAL on SeaweedFS and Ceph RGW."""
@@ -38,7 +40,9 @@ def is_local(fs: Any) -> bool:
 
 
 def create_exclusive(fs: Any, path: str, content: bytes | memoryview) -> bool:
-    """Write a file only if it is not there. Returns whether this call, or an unanswered try of it, created it.
+    """Write a file only if it is not there. Returns whether this call created it, as far as storage told.
+
+    Where an answer is lost, the file is there and the next try finds it: False, and the content is as safe.
 
     Raises:
         ConfigError: no permission, or no such bucket.
@@ -47,7 +51,7 @@ def create_exclusive(fs: Any, path: str, content: bytes | memoryview) -> bool:
     try:
         if is_local(fs):
             return _link(Path(path), content)
-        return _put(fs, path, content)
+        return patiently(path, lambda: _put(fs, path, content))
     except PermissionError as error:
         raise ConfigError(f"{path}: no permission to write: {error}") from error
     except FileNotFoundError as error:
@@ -82,7 +86,7 @@ def _link(path: Path, content: bytes | memoryview) -> bool:
 
 
 def _put(fs: Any, path: str, content: bytes | memoryview) -> bool:
-    """Create on object storage. After a conflict, equal content counts as created: the first answer may have been lost."""
+    """Create on object storage. Returns False where it is there: another was first, or an answer was lost."""
     try:
         fs.pipe_file(path, bytes(content), mode="create")
     except OSError as error:
@@ -98,8 +102,7 @@ def _put(fs: Any, path: str, content: bytes | memoryview) -> bool:
 def list_files(fs: Any, folder: str, suffix: str) -> dict[str, int]:
     """Return path and size of the files in a folder, sorted; none if there is no folder."""
     try:
-        fs.invalidate_cache(folder)
-        found = fs.find(folder, maxdepth=1, detail=True)
+        found = patiently(folder, lambda: _find(fs, folder))
     except FileNotFoundError:
         return {}
     except PermissionError as error:
@@ -109,20 +112,49 @@ def list_files(fs: Any, folder: str, suffix: str) -> dict[str, int]:
     return {path: int(found[path]["size"]) for path in sorted(found) if path.endswith(suffix)}
 
 
+def _find(fs: Any, folder: str) -> dict[str, Any]:
+    fs.invalidate_cache(folder)
+    found: dict[str, Any] = fs.find(folder, maxdepth=1, detail=True)
+    return found
+
+
+def size_of(fs: Any, path: str) -> int:
+    """Return the size of a file in bytes. Raises StoreError."""
+    try:
+        return patiently(path, lambda: int(fs.size(path)))
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be found: {type(error).__name__}: {error}") from error
+
+
 def read_bytes(fs: Any, path: str, start: int | None = None, end: int | None = None) -> bytes:
     """Return a file, or a range of it. Raises StoreError where it cannot be read in full."""
     try:
-        content: bytes = fs.cat_file(path, start=start, end=end)
+        return patiently(path, lambda: _read(fs, path, start, end))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _read(fs: Any, path: str, start: int | None, end: int | None) -> bytes:
+    content: bytes = fs.cat_file(path, start=start, end=end)
     if start is not None and end is not None and len(content) != end - start:
-        raise StoreError(f"{path}: expected {end - start} bytes at {start}, got {len(content)}")
+        raise OSError(f"expected {end - start} bytes at {start}, got {len(content)}")
     return content
 
 
 def read_many(fs: Any, paths: list[str]) -> dict[str, bytes]:
-    """Return several files, fetched at once where storage can."""
+    """Return several files, fetched at once where storage can. Raises StoreError if one cannot be read."""
+    found: dict[str, bytes] = {}
+
+    def read_rest() -> None:
+        got = fs.cat([path for path in paths if path not in found], on_error="return")
+        found.update({path: content for path, content in got.items() if isinstance(content, bytes)})
+        for error in got.values():
+            if isinstance(error, Exception):
+                raise error
+
     try:
-        return dict(fs.cat(paths)) if paths else {}
+        if paths:
+            patiently(f"{len(paths)} files", read_rest)
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot read {len(paths)} files: {type(error).__name__}: {error}") from error
+    return found

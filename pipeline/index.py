@@ -18,8 +18,8 @@ from pipeline.parquet import from_parquet, to_parquet
 from pipeline.redaction import redact
 from pipeline.schema import CORPUS, INDEX
 
-TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE", "DAMAGED"})
-"""Failures of storage rather than of a video: tried again in every run."""
+TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE", "DAMAGED", "KILLED"})
+"""Failures of storage or of the machine rather than of a video: tried again in every run."""
 
 
 class Index:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.filesystem import create_exclusive, read_bytes
+from pipeline.filesystem import create_exclusive, read_bytes, size_of
 from pipeline.parquet import open_parquet
 from pipeline.quantize import from_int8
 from pipeline.schema import ENTRY, OPTIONAL
@@ -142,7 +142,7 @@ def row_group_spans(metadata: Any) -> list[tuple[int, int]]:
 
 def read_footer(fs: Any, path: str, size: int | None = None) -> Any:
     """Return a shard's metadata, read from its end in one or two ranges. Raises StoreError."""
-    size = fs.size(path) if size is None else size
+    size = size_of(fs, path) if size is None else size
     if size < 12:
         raise StoreError(f"{path}: {size} bytes are too few for a Parquet file")
     tail = read_bytes(fs, path, max(0, size - TAIL_BYTES), size)

@@ -17,6 +17,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import VideoError
+from pipeline.patience import patiently
 
 REFUSED = frozenset({"reference", "dask", "generic"})
 """fsspec's protocols that open whatever a further file names, or that speak pickle with a server."""
@@ -62,16 +63,11 @@ def fetch(uri: str, into: Path, max_bytes: int, storage_options: Mapping[str, An
         VideoError: NOT_FOUND, UNREADABLE, EMPTY, TOO_LARGE, FORBIDDEN_PROTOCOL, NO_VIDEO_STREAM or CORRUPT.
     """
     check_protocol(uri)
-    digest, size, demuxer = hashlib.sha256(), 0, ""
     try:
-        with _open(uri, storage_options) as source, into.open("wb") as copy:
-            _check_bytes(getattr(source, "size", None) or 0, max_bytes)
-            for chunk in _chunks(source):
-                demuxer = demuxer or demuxer_of(chunk[:HEAD_BYTES])
-                size += len(chunk)
-                _check_bytes(size, max_bytes)
-                digest.update(chunk)
-                copy.write(chunk)
+        if local_path(uri) is not None:
+            size, sha256, head = _copy(uri, into, max_bytes, storage_options)
+        else:
+            size, sha256, head = patiently(uri, lambda: _copy(uri, into, max_bytes, storage_options))
     except VideoError:
         raise
     except FileNotFoundError as error:
@@ -80,7 +76,26 @@ def fetch(uri: str, into: Path, max_bytes: int, storage_options: Mapping[str, An
         raise VideoError("UNREADABLE", f"{uri}: {type(error).__name__}: {error}") from error
     if size == 0:
         raise VideoError("EMPTY", "the file has 0 bytes")
-    return Fetched(path=into, sha256=digest.hexdigest(), bytes=size, demuxer=demuxer)
+    return Fetched(path=into, sha256=sha256, bytes=size, demuxer=demuxer_of(head))
+
+
+def _copy(uri: str, into: Path, max_bytes: int, storage_options: Mapping[str, Any] | None) -> tuple[int, str, bytes]:
+    """Copy all bytes; returns how many, their SHA-256 and the first of them. Raises OSError if some are missing."""
+    digest, size, head = hashlib.sha256(), 0, b""
+    with _open(uri, storage_options) as source, into.open("wb") as copy:
+        announced = getattr(source, "size", None)
+        _check_bytes(announced or 0, max_bytes)
+        for chunk in _chunks(source):
+            if not head:
+                head = chunk[:HEAD_BYTES]
+                demuxer_of(head)  # what is no video is not copied
+            size += len(chunk)
+            _check_bytes(size, max_bytes)
+            digest.update(chunk)
+            copy.write(chunk)
+        if announced is not None and announced != size:
+            raise OSError(f"expected {announced} bytes, got {size}")
+    return size, digest.hexdigest(), head
 
 
 def check_protocol(uri: str) -> None:
