@@ -6,7 +6,6 @@ import re
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from random import Random
@@ -58,13 +57,15 @@ def kill(pid: int, number: int = signal.SIGKILL) -> bool:
 
 
 class Killer:
-    """Kills one process that matches at each of some random moments, while in a `with` statement, and counts them."""
+    """Kills one process that matches at each of some random moments, while in a `with` statement, and counts them.
+
+    Between two kills `progress` must have changed, so that a run that lives through them comes to its end.
+    """
 
     def __init__(
-        self, mark: str, pattern: str, *, every_s: tuple[float, float], most: int, seed: int = 0,
-        begin: Callable[[], bool] = lambda: True,
-    ) -> None:  # fmt: skip
-        self.mark, self.pattern, self.every_s, self.most, self.begin = mark, pattern, every_s, most, begin
+        self, mark: str, pattern: str, progress: Callable[[], int], *, most: int, within_s: float = 1.0, seed: int = 0
+    ) -> None:
+        self.mark, self.pattern, self.progress, self.most, self.within_s = mark, pattern, progress, most, within_s
         self.random = Random(seed)
         self.kills = 0
         self._stop = threading.Event()
@@ -79,12 +80,14 @@ class Killer:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self.begin() and not self._stop.wait(0.05):
-            pass
-        while self.kills < self.most and not self._stop.wait(self.random.uniform(*self.every_s)):
+        before = -1
+        while self.kills < self.most and not self._stop.is_set():
             victims = processes(self.mark, self.pattern)
-            if victims:
+            if victims and self.progress() > before:
+                before = self.progress()
+                self._stop.wait(self.random.uniform(0, self.within_s))
                 self.kills += kill(self.random.choice(victims))
+            self._stop.wait(0.1)
 
 
 def commands(mark: str) -> Iterator[str]:
@@ -92,8 +95,3 @@ def commands(mark: str) -> Iterator[str]:
     for pid in processes(mark):
         with contextlib.suppress(OSError):
             yield f"{pid} {_command(Path('/proc') / str(pid))}"
-
-
-def counted(counts: Counter[str]) -> str:
-    """Return counts as text."""
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"

@@ -1,0 +1,126 @@
+"""The faults: each starts the real command, does real harm, runs the same command again and checks the store."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from tests.faults.check import Found, check
+from tests.faults.clips import make_clips
+from tests.faults.killing import COMMITTER, DECODE_CHILD, DECODER, ENCODER, Killer, end_all, kill
+from tests.faults.nodes import Nodes
+from tests.faults.runs import Ended, Job, Place, again, ended, fragments, place, wait_until
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a fault did and what is true afterwards."""
+
+    fault: str
+    harm: int
+    """How often the fault struck: kills, spoiled requests, failed writes."""
+    runs: Sequence[Ended]
+    """Every run, the last one undisturbed; killed ones have no report."""
+    found: Found
+    kills: int = 0
+    orphans: int = 0
+    """Processes that a killed driver left running."""
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether the fault struck and the store is as it should be."""
+        last = self.runs[-1]
+        return self.harm > 0 and last.code == 0 and last.report["left"] == 0 and self.found.ok and not self.orphans
+
+
+def decode_children(folder: Path, *, videos: int, kills: int, seed: int = 0) -> Outcome:
+    """kill -9 of decoding processes, some of them while they start. The run goes on to its end."""
+    clips = make_clips(folder / "clips", videos)
+    job = Job(corpus=str(clips.folder), store=str(folder / "store"), words=("--decoders", "2"), unit=2)
+    with place() as where:
+        run = where.start(job)
+        with Killer(where.mark, DECODE_CHILD, lambda: fragments(job.store), most=kills, seed=seed) as killer:
+            disturbed = ended(run)
+    runs = [disturbed, again(job)]
+    found = check(job.store, clips)
+    return Outcome(fault="kill -9 decode child", harm=killer.kills, kills=killer.kills, runs=runs, found=found)
+
+
+def drivers(folder: Path, *, videos: int, kills: int, seed: int = 0, runner: str = "local") -> Outcome:
+    """kill -9 of the driver alone, at a random moment after a unit of its own is committed."""
+    clips, random = make_clips(folder / "clips", videos), Random(seed)
+    job = Job(corpus=str(clips.folder), store=str(folder / "store"), runner=runner, unit=2)
+    runs, orphans, struck = [], 0, 0
+    with place() as where:
+        for _ in range(kills):
+            run, before = where.start(job), fragments(job.store)
+            wait_until(lambda before=before: fragments(job.store) > before, run)
+            time.sleep(random.uniform(0, 0.2))
+            struck += run.poll() is None and kill(run.pid)
+            runs.append(ended(run))
+            orphans += where.idle()
+            end_all(where.mark)
+        runs.append(where.run(job) if runner == "ray" else again(job))
+    found = check(job.store, clips)
+    return Outcome(fault=f"kill -9 driver ({runner})", harm=struck, kills=struck, runs=runs, found=found, orphans=orphans)
+
+
+def terminated(folder: Path, *, videos: int, times: int = 1) -> Outcome:
+    """SIGTERM to the whole process group, as service managers and Ctrl-C send it."""
+    clips = make_clips(folder / "clips", videos)
+    job = Job(corpus=str(clips.folder), store=str(folder / "store"), unit=2)
+    runs, struck = [], 0
+    with place() as where:
+        for _ in range(times):
+            run, before = where.start(job), fragments(job.store)
+            wait_until(lambda before=before: fragments(job.store) > before, run)
+            os.killpg(run.pid, signal.SIGTERM)
+            runs.append(ended(run))
+            struck += runs[-1].code == 3 and "SIGTERM" in runs[-1].said
+    runs.append(again(job))
+    return Outcome(fault="SIGTERM", harm=struck, runs=runs, found=check(job.store, clips))
+
+
+def workers(folder: Path, *, videos: int, kills: int, nodes: Nodes, where: Place, seed: int = 0) -> Outcome:
+    """kill -9 of Ray workers that decode, encode or commit."""
+    clips = make_clips(folder / "clips", videos)
+    job = Job(corpus=str(clips.folder), store=str(folder / "store"), runner="ray", words=("--address", nodes.address))
+    run = where.start(job)
+    pattern = "|".join((DECODER, ENCODER, COMMITTER))
+    with Killer(where.mark, pattern, lambda: fragments(job.store), most=kills, within_s=0.3, seed=seed) as killer:
+        disturbed = ended(run)
+    runs = [disturbed, again(job)]
+    return Outcome(
+        fault="kill -9 Ray worker", harm=killer.kills, kills=killer.kills, runs=runs, found=check(job.store, clips)
+    )
+
+
+def lost_nodes(folder: Path, *, videos: int, kills: int, nodes: Nodes, where: Place, seed: int = 0) -> Outcome:
+    """A node's processes all killed at once, and a new node some seconds later, as an autoscaler would bring it."""
+    clips, random = make_clips(folder / "clips", videos), Random(seed)
+    job = Job(corpus=str(clips.folder), store=str(folder / "store"), runner="ray", words=("--address", nodes.address))
+    run, struck = where.start(job), 0
+    for _ in range(kills):
+        before = fragments(job.store)
+        if not wait_until(lambda before=before: fragments(job.store) > before, run):
+            break
+        time.sleep(random.uniform(0, 0.3))
+        nodes.kill(random.randrange(2))
+        struck += 1
+        nodes.add()
+    runs = [ended(run), again(job)]
+    return Outcome(fault="kill -9 Ray node", harm=struck, kills=struck, runs=runs, found=check(job.store, clips))
+
+
+def two_at_once(folder: Path, *, videos: int, runner: str = "local", words: tuple[str, ...] = ()) -> Outcome:
+    """The same command twice at the same time."""
+    clips = make_clips(folder / "clips", videos)
+    job = Job(corpus=str(clips.folder), store=str(folder / "store"), runner=runner, unit=2, words=words)
+    with place() as where:
+        started = [where.start(job), where.start(job)]
+        runs = [*map(ended, started), again(job)]
+    assert [run.code for run in runs] == [0, 0, 0], [run.said[-500:] for run in runs]
+    return Outcome(fault=f"two runs at once ({runner})", harm=1, runs=runs, found=check(job.store, clips))
