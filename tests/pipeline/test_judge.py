@@ -1,0 +1,330 @@
+"""The judge against a real HTTP server: what it asks, what it survives, what it keeps and what it counts."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.judge import SYSTEM, JudgeConfig, Judged, Verdict, judge, messages, verdict, verdict_of
+from pipeline.judge_client import LONGEST_BODY_BYTES, Endpoint, EndpointConfig, retry_after_s
+from pipeline.judge_store import Case, ReplyStore
+from tests import judge_server as does
+from tests.judge_server import Fault, JudgeServer
+
+CASES: list[Case] = [("is it red?", "yes", "Yes"), ("how many?", "2", "three"), ("what is it?", "dog", "dog")]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with does.judge_server() as found:
+        yield found
+
+
+def config(server: JudgeServer, concurrency: int = 2, request: Mapping[str, Any] | None = None, **changes: Any) -> JudgeConfig:
+    patience = {"tries": 3, "timeout_s": 30.0, "pause_s": 0.01, **changes}
+    endpoint = EndpointConfig(url=server.url, **patience)
+    return JudgeConfig(model="some-judge", endpoint=endpoint, concurrency=concurrency, request=request or {})
+
+
+def asked(server: JudgeServer, place: tuple[str, dict[str, Any]], cases: list[Case] = CASES, **changes: Any) -> Judged:
+    how = config(server, **changes)
+    return judge(cases, how, ReplyStore(place[0], how.spec(), place[1]))
+
+
+def verdicts(judged: Judged) -> dict[str, Verdict | None]:
+    return {case[2]: verdict_of(reply) for case, reply in judged.replies.items()}
+
+
+def test_each_case_is_asked_once_and_its_raw_reply_is_kept(server: JudgeServer, place: tuple[str, dict[str, Any]]) -> None:
+    """Equal cases share one request; a second run asks nothing; the stored body is what the server sent."""
+    first = asked(server, place, [*CASES, CASES[0]])
+    assert (first.requests, first.reused, first.failed) == (3, 0, {})
+    assert verdicts(first) == {
+        "Yes": Verdict(correct=True, score=5),
+        "three": Verdict(correct=False, score=1),
+        "dog": Verdict(correct=True, score=5),
+    }
+    assert first.replies[CASES[0]]["bodies"] == [does.completion('{"pred": "yes", "score": 5}').decode()]
+    second = asked(server, place)
+    assert (second.requests, second.reused) == (0, 3)
+    assert second.replies == first.replies
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("is it red?", "yes", "no"),
+        ("is it red?", "no", "Yes"),
+        ("is it blue?", "yes", "Yes"),
+    ],
+)
+def test_another_question_reference_or_prediction_is_asked_anew(server: JudgeServer, tmp_path: Path, other: Case) -> None:
+    """A reply belongs to all three of them."""
+    asked(server, (str(tmp_path), {}), CASES[:1])
+    assert asked(server, (str(tmp_path), {}), [other]).requests == 1
+
+
+def test_another_model_wording_or_setting_is_asked_anew(server: JudgeServer, tmp_path: Path, monkeypatch: Any) -> None:
+    """What a verdict depends on is in the fingerprint; patience and concurrency are not."""
+    asked(server, (str(tmp_path), {}))
+    assert asked(server, (str(tmp_path), {}), concurrency=1, tries=1).requests == 0
+    assert asked(server, (str(tmp_path), {}), request={"max_tokens": 9}).requests == 3
+    monkeypatch.setattr("pipeline.judge.SYSTEM", SYSTEM + " Be kind.")
+    assert asked(server, (str(tmp_path), {})).requests == 3
+
+
+def test_the_request_is_a_chat_with_question_reference_and_prediction(server: JudgeServer, tmp_path: Path) -> None:
+    """Model, temperature 0 and a limit are set; null removes a field, another value replaces it."""
+    asked(server, (str(tmp_path), {}), [('say "x"\n{', "ja", "nein\n")], request={"temperature": None, "max_tokens": 64})
+    sent = server.requests[0]
+    assert {name: sent[name] for name in sent.keys() - {"messages"}} == {
+        "path": "/v1/chat/completions",
+        "model": "some-judge",
+        "max_tokens": 64,
+    }
+    assert [message["role"] for message in sent["messages"]] == ["system", "user"]
+    shown = json.loads(sent["messages"][1]["content"].split("\n", 1)[1])
+    assert shown == {"question": 'say "x"\n{', "reference": "ja", "answer": "nein\n"}
+    assert config(server).settings() == {"model": "some-judge", "temperature": 0, "max_tokens": 256}
+
+
+TWICE: dict[str, list[Fault]] = {
+    "429": [does.body(b"slow down", 429)] * 2,
+    "429 with a date": [does.body(b"", 429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")] * 2,
+    "500": [does.body(b"oops", 500), does.body(b"<html>", 503)],
+    "garbage": [does.body(b"\xff\x00 not json"), does.body(b"[" * 100_000)],
+    "json that is no completion": [does.body(b'{"choices": []}'), does.body(b'{"choices": [{"message": {"content": null}}]}')],
+    "closed connection": [does.close, does.close],
+    "body cut short": [does.cut, does.cut],
+    "endless body": [does.body(b" " * (LONGEST_BODY_BYTES + 1))] * 2,
+    "no verdict": [does.says("I would rather not."), does.says({"pred": "yes"})],
+}
+
+
+@pytest.mark.parametrize("fault", TWICE)
+def test_a_fault_that_passes_costs_requests_and_nothing_else(server: JudgeServer, tmp_path: Path, fault: str) -> None:
+    """Two faults, then a verdict: the third request is the last, and other questions are asked once."""
+    server.faults["three"] = list(TWICE[fault])
+    judged = asked(server, (str(tmp_path), {}))
+    assert judged.failed == {}
+    assert server.asked == {"Yes": 1, "three": 3, "dog": 1}
+    assert judged.requests == 5
+    assert verdicts(judged)["three"] == Verdict(correct=False, score=1)
+
+
+@pytest.mark.parametrize("fault", [does.hang, does.drip])
+def test_a_server_that_never_ends_its_reply_is_a_timeout(server: JudgeServer, tmp_path: Path, fault: Fault) -> None:
+    """Whether it sends nothing or a byte now and then, the wait for one request is bounded."""
+    server.faults["three"] = [fault]
+    judged = asked(server, (str(tmp_path), {}), timeout_s=0.5)
+    assert judged.failed == {}
+    assert server.asked["three"] == 2
+
+
+def test_a_question_that_keeps_failing_is_named_and_asked_again_next_time(server: JudgeServer, tmp_path: Path) -> None:
+    """Tries are bounded; no verdict is made up; the next run asks for this one alone."""
+    server.faults["three"] = [does.body(b"", 500)] * 3
+    judged = asked(server, (str(tmp_path), {}))
+    assert judged.failed == {CASES[1]: "HTTP 500"}
+    assert CASES[1] not in judged.replies
+    again = asked(server, (str(tmp_path), {}))
+    assert (again.requests, again.reused, again.failed) == (1, 2, {})
+
+
+def test_a_request_the_server_refuses_is_not_repeated(server: JudgeServer, tmp_path: Path) -> None:
+    """400 is this question's fault, as a content filter's; the others are judged."""
+    server.faults["three"] = [does.body(b"filtered", 400)]
+    judged = asked(server, (str(tmp_path), {}))
+    assert judged.failed == {CASES[1]: "HTTP 400"}
+    assert server.asked["three"] == 1
+    assert judged.replies.keys() == {CASES[0], CASES[2]}
+
+
+def test_replies_without_a_verdict_are_kept_all_of_them(server: JudgeServer, tmp_path: Path) -> None:
+    """After the last try the raw replies are stored, have no verdict, and are not asked for again."""
+    server.faults["dog"] = [does.says("hm"), does.says("{'pred': 'maybe', 'score': 3}"), does.says("{'pred': 'yes'}")]
+    judged = asked(server, (str(tmp_path), {}))
+    assert len(judged.replies[CASES[2]]["bodies"]) == 3
+    assert verdicts(judged)["dog"] is None
+    assert judged.failed == {}
+    assert asked(server, (str(tmp_path), {})).requests == 0
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 302])
+def test_a_fault_of_every_request_stops_the_run(server: JudgeServer, tmp_path: Path, status: int) -> None:
+    """It is the operator's to mend. A redirect is not followed: the key would go to another host."""
+    server.always = does.body(b"no such model", status, Location="http://127.0.0.1:9/v1/chat/completions")
+    many = [(f"question {i}", "a", f"p{i}") for i in range(200)]
+    with pytest.raises(ConfigError, match=f"HTTP {status}"):
+        asked(server, (str(tmp_path), {}), many, key="secret-key")
+    assert len(server.requests) < 20
+
+
+def test_an_endpoint_that_is_down_is_given_up(server: JudgeServer, tmp_path: Path) -> None:
+    """After a long row of failures the rest is not asked; what failed and what was not asked are told apart."""
+    server.always = does.body(b"", 500)
+    many = [(f"question {i}", "a", f"p{i}") for i in range(300)]
+    judged = asked(server, (str(tmp_path), {}), many, tries=1)
+    assert judged.gave_up
+    assert len(judged.failed) == 300
+    assert 12 <= list(judged.failed.values()).count("HTTP 500") <= 30
+    assert set(judged.failed.values()) == {"HTTP 500", "not asked"}
+
+
+def test_nobody_listens_and_every_question_says_so(tmp_path: Path) -> None:
+    """A refused connection is a fault like others: bounded tries, then named."""
+    endpoint = EndpointConfig(url="http://127.0.0.1:9/v1", tries=2, pause_s=0)
+    how = JudgeConfig(model="m", endpoint=endpoint)
+    judged = judge(CASES, how, ReplyStore(str(tmp_path), how.spec()))
+    assert set(judged.failed.values()) == {"ConnectionRefusedError"}
+    assert judged.requests == 6
+
+
+def test_no_more_requests_are_in_flight_than_allowed(server: JudgeServer, tmp_path: Path) -> None:
+    """With three allowed and the server holding its answers, three arrive and no fourth."""
+    server.let(0)
+    many = [(f"question {i}", "a", f"p{i}") for i in range(40)]
+    run = threading.Thread(target=asked, args=(server, (str(tmp_path), {}), many), kwargs={"concurrency": 3})
+    run.start()
+    server.wait_for(3)
+    server.let()
+    run.join()
+    assert len(server.requests) == 40
+    assert server.most_at_once == 3
+
+
+def test_a_stop_keeps_what_came_and_asks_for_no_more(server: JudgeServer, tmp_path: Path) -> None:
+    """Replies in flight are kept; the rest is not asked and is there for the next run."""
+    stop = threading.Event()
+    server.let(0)
+    many = [(f"question {i}", "a", f"p{i}") for i in range(40)]
+    how = config(server)
+    found: list[Judged] = []
+    run = threading.Thread(target=lambda: found.append(judge(many, how, ReplyStore(str(tmp_path), how.spec()), stop)))
+    run.start()
+    server.wait_for(2)
+    stop.set()
+    server.let()
+    run.join()
+    assert len(server.requests) == 2
+    assert len(found[0].replies) == 2
+    assert set(found[0].failed.values()) == {"not asked"}
+    assert not found[0].gave_up
+    assert asked(server, (str(tmp_path), {}), many).requests == 38
+
+
+def test_the_key_is_sent_and_never_stored_even_if_the_server_repeats_it(server: JudgeServer, tmp_path: Path) -> None:
+    """Bodies are kept raw but for the key."""
+    server.faults["Yes"] = [does.says("{'pred': 'yes', 'score': 4} for secret-key-123")]
+    asked(server, (str(tmp_path), {}), key="secret-key-123")
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret-key-123"}
+    stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"for ***" in stored
+    assert b"secret-key-123" not in stored
+
+
+def test_an_error_that_repeats_the_key_is_shown_without_it(server: JudgeServer, tmp_path: Path) -> None:
+    """Some servers quote the request in their errors."""
+    server.always = does.body(b"model not found for Bearer secret-key-123", 404)
+    with pytest.raises(ConfigError, match=r"model not found for Bearer \*\*\*"):
+        asked(server, (str(tmp_path), {}), key="secret-key-123")
+
+
+def test_folding_leaves_one_file_with_every_reply(server: JudgeServer, place: tuple[str, dict[str, Any]]) -> None:
+    """A run ends with one file of replies; an interrupted run's single files are read as well."""
+    how = config(server)
+    store = ReplyStore(place[0], how.spec(), place[1])
+    for question, answer, prediction in CASES[:2]:
+        reply = {"question": question, "answer": answer, "prediction": prediction, "bodies": ["{}"]}
+        store.add(reply)
+    assert len(store.fs.find(store.folder)) == 2
+    assert judge(CASES, how, store).requests == 1
+    store.fs.invalidate_cache()
+    assert len(store.fs.find(store.folder)) == 1
+    assert ReplyStore(place[0], how.spec(), place[1]).read().keys() == set(CASES)
+
+
+def test_a_reply_that_was_changed_on_storage_is_not_believed(server: JudgeServer, tmp_path: Path) -> None:
+    """Files are named by their content; an edited verdict stops the run."""
+    asked(server, (str(tmp_path), {}))
+    path = next((tmp_path / "replies").rglob("*.jsonl"))
+    path.write_text(path.read_text().replace("yes", "no ", 1))
+    with pytest.raises(StoreError, match="changed after they were stored"):
+        asked(server, (str(tmp_path), {}))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"pred": "yes", "score": 4}', Verdict(correct=True, score=4)),
+        ("{'pred': 'no', 'score': 0}", Verdict(correct=False, score=0)),
+        ("```json\n{'Pred': 'Yes.', 'score': '5'}\n```", Verdict(correct=True, score=5)),
+        ("{'pred': 'yes', 'score': 4.8}", Verdict(correct=True, score=4)),
+        ('{"score": 2, "pred": "NO"}', Verdict(correct=False, score=2)),
+        ("As in {'pred': 'no', 'score': 3}, so {'pred': 'yes', 'score': 5}", Verdict(correct=True, score=5)),
+        ("{'pred': 'yes', 'score': 5} {}", Verdict(correct=True, score=5)),
+        ("{'pred': 'yes', 'score': 6}", None),
+        ("{'pred': 'yes', 'score': -1}", None),
+        ("{'pred': 'yesterday', 'score': 1}", None),
+        ("{'pred': 'yes or no', 'score': 1, 'pred': 'no'}", None),
+        ("{'pred': 'yes'}", None),
+        ("{'score': 3}", None),
+        ("yes, 5", None),
+        ("", None),
+    ],
+)
+def test_a_verdict_is_read_or_there_is_none(text: str, found: Verdict | None) -> None:
+    """JSON or a Python dict, fenced or not; the last whole one; never half of one."""
+    assert verdict(text) == found
+
+
+def test_the_prompt_asks_for_what_is_read() -> None:
+    """The names in the prompt are those of the parser, and the example in it is no verdict."""
+    user = messages(CASES[0])[1]["content"]
+    assert '"pred"' in user
+    assert '"score"' in user
+    assert verdict(user) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None), (None, None)]
+)
+def test_a_server_may_say_how_long_to_wait(header: str | None, seconds: float | None) -> None:
+    """Seconds or a date; anything else leaves our own pause."""
+    assert retry_after_s(header) == seconds
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"url": "host:8000"}, "http:// or https://"),
+        ({"url": "http://user:pw@host/v1"}, "must not hold a user"),
+        ({"url": "http://h/v1", "key": "a\nb"}, "printable ASCII"),
+        ({"url": "http://h/v1", "tries": 0}, "must be positive"),
+    ],
+)
+def test_a_wrong_setting_of_the_endpoint_is_refused_without_repeating_secrets(wrong: dict[str, Any], message: str) -> None:
+    """Before anything is sent, and in one sentence."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        EndpointConfig(**wrong)
+    assert "pw" not in str(caught.value)
+    assert "a\nb" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"model": " "}, {"concurrency": 0}, {"request": {"stream": True}}])
+def test_a_wrong_setting_of_the_judge_is_refused(wrong: dict[str, Any]) -> None:
+    """Streams and several choices are not what we read."""
+    with pytest.raises(ConfigError):
+        JudgeConfig(**{"model": "m", "endpoint": EndpointConfig(url="http://h/v1"), **wrong})
+
+
+def test_the_address_may_be_given_in_full() -> None:
+    """Both the base and the route itself work."""
+    given = ["http://h/v1", "http://h/v1/", "http://h/v1/chat/completions"]
+    assert {Endpoint(EndpointConfig(url=url)).address for url in given} == {"http://h/v1/chat/completions"}
