@@ -1,9 +1,13 @@
-"""Score predictions against a data set, offline and deterministically: no judge, no network, no model.
+"""Score predictions against a data set: offline and deterministically, and where asked by a judge beside that.
 
 Exact match is the string equality of ActivityNet-QA's own script; normalised match stands beside it under its own name.
 Missing predictions are wrong, and coverage says how many there are. WUPS is not offered: it needs the WordNet corpus.
+A judge (`--judge-url`, `--judge-model`) adds its own part to the report and changes no other number of it.
 """
 
+import json
+import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,10 +18,17 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from jobs.launch import launch, storage_options
+from jobs.launch import DONE, FAILED, STOPPED, launch, stop_on_signal, storage_options
+from jobs.progress import Progress
 from pipeline import metrics
 from pipeline.datasets import Record, dataset_of, optional_text, read_questions, read_records
 from pipeline.errors import ConfigError
+from pipeline.judge import JudgeConfig, judge
+from pipeline.judge_client import EndpointConfig
+from pipeline.judge_scores import judged_rows, summary
+from pipeline.judge_store import ReplyStore
+
+logger = logging.getLogger(__name__)
 
 ID_COLUMNS = ("question_id", "id")
 TEXT_COLUMNS = ("prediction", "pred", "answer")
@@ -45,8 +56,41 @@ class EvaluateJob:
     """What to do with two different predictions for one question; equal ones are always taken as one."""
     free_published: bool = False
     """Also report ActivityNet-QA's "Free" by the arithmetic of its released script, which divides by a wrong number."""
+    judge_url: str | None = None
+    """Let a model judge each prediction too: any OpenAI-compatible endpoint, such as http://host:8000/v1."""
+    judge_model: str | None = None
+    """The judge's exact model name; a floating alias judges otherwise tomorrow."""
+    judge_key_env: str | None = None
+    """Name of the environment variable that holds the endpoint's API key."""
+    judge_out: str | None = None
+    """Folder for raw replies and judged.jsonl; any fsspec URL; default: the predictions' path with .judge at its end."""
+    judge_concurrency: int = 8
+    """Requests in flight at once."""
+    judge_tries: int = 5
+    """Requests for one question at most, with growing pauses between them."""
+    judge_timeout_s: float = 60.0
+    """Longest wait for one request, in seconds."""
+    judge_request: str = "{}"
+    """JSON object: more fields of the request; null removes one, as {"temperature": null} for models that refuse it."""
     storage_options: str = "{}"
     """JSON object for fsspec, used for every file."""
+
+    def __post_init__(self) -> None:
+        if (self.judge_url is None) != (self.judge_model is None):
+            raise ConfigError("a judge needs both --judge-url and --judge-model")
+
+    def judge(self) -> JudgeConfig | None:
+        """Return the judge, with its key read from the environment; None where there is none."""
+        if self.judge_url is None or self.judge_model is None:
+            return None
+        endpoint = EndpointConfig(
+            url=self.judge_url,
+            key=_key(self.judge_key_env),
+            tries=self.judge_tries,
+            timeout_s=self.judge_timeout_s,
+        )
+        request = _request(self.judge_request)
+        return JudgeConfig(model=self.judge_model, endpoint=endpoint, concurrency=self.judge_concurrency, request=request)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -65,6 +109,7 @@ class Predictions:
 
 def run(job: EvaluateJob) -> dict[str, Any]:
     """Return the report, ready for JSON, unrounded. Raises ConfigError where files do not fit together."""
+    config = job.judge()
     table = read_questions(job.questions, job.dataset, job.answers, job.options)
     asked = _with_reference(table, job.questions)
     ours = read_predictions(job.predictions, job.duplicates, job.options)
@@ -73,7 +118,55 @@ def run(job: EvaluateJob) -> dict[str, Any]:
     if job.against is not None:
         theirs = read_predictions(job.against, job.duplicates, job.options)
         report["against"] = {"predictions": job.against, **compare(asked, ours, theirs)}
+    if config is not None:
+        report |= judge_all(asked, ours, config, job)
     return report
+
+
+def judge_all(asked: pa.Table, ours: Predictions, config: JudgeConfig, job: EvaluateJob) -> dict[str, Any]:
+    """Let the judge read every prediction, keep its replies and write judged.jsonl. Returns `judge` and `exit_code`.
+
+    The code is 1 where questions stay without a reply: run again, and only these are asked.
+    """
+    said, answers, _ = _columns(asked, ours)
+    rows = zip(asked["question"].to_pylist(), answers, said, strict=True)
+    cases = [(question, answer, text) for question, answer, text in rows if text is not None]
+    store = ReplyStore(job.judge_out or f"{job.predictions}.judge", config.spec(), job.options)
+    progress = Progress("judge", len(set(cases)))
+    with stop_on_signal() as stop:
+        judged = judge(cases, config, store, stop, progress.add)
+        stopped = stop.is_set() and not judged.gave_up
+    judgements = judged_rows(asked, said, judged)
+    report = {
+        "model": config.model,
+        "fingerprint": store.fingerprint,
+        "judgements": store.write_judged(judgements),
+        **summary(judgements, SHOWN_IDS),
+        "this_run": {"requests": judged.requests, "reused": judged.reused, "gave_up": judged.gave_up, "stopped": stopped},
+    }
+    if unsettled := report["unparsed"]["count"] + report["failed"]["count"]:
+        logger.warning("%d of %d questions are not judged; they are in no judge's score", unsettled, len(judgements))
+    return {"judge": report, "exit_code": STOPPED if stopped else FAILED if report["failed"]["count"] else DONE}
+
+
+def _key(variable: str | None) -> str | None:
+    """Return the API key. Raises ConfigError where the variable is not set, so that no run goes out without its key."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(f"--judge-key-env names {variable}, which is not set or empty")
+    return key
+
+
+def _request(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--judge-request must be a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--judge-request must be a JSON object, got a {type(found).__name__}")
+    return found
 
 
 def score(asked: pa.Table, ours: Predictions, dataset: str, job: EvaluateJob) -> dict[str, Any]:
