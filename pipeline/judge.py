@@ -182,6 +182,5 @@ def _asked(
             for done in as_completed(cases):
                 yield cases[done], done.result()
         except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            stop.set()  # what is queued ends without a request
             raise

@@ -43,21 +43,32 @@ def cut(handler: "Handler") -> None:
     handler.close_connection = True
 
 
+PATIENT_S = 20.0
+"""A client that waits so long for one reply does get it: then a test without a timeout fails and does not hang."""
+
+
 def hang(handler: "Handler") -> None:
-    """Say nothing until the server ends."""
-    handler.server.ended.wait()  # type: ignore[attr-defined]
+    """Say nothing until the client goes away, or for a long time."""
+    handler.connection.settimeout(PATIENT_S)
+    try:
+        handler.judge.abandoned += handler.connection.recv(1) == b""
+    except TimeoutError:
+        handler.reply(200, completion("{'pred': 'no', 'score': 0}"))
     handler.close_connection = True
 
 
 def drip(handler: "Handler") -> None:
-    """Send a byte of the body now and then, never the last one."""
+    """Send a blank of the body now and then, for a long time."""
+    said = completion("{'pred': 'no', 'score': 0}")
+    blanks = int(PATIENT_S / 0.05)
     handler.send_response(200)
-    handler.send_header("Content-Length", "1000000")
+    handler.send_header("Content-Length", str(blanks + len(said)))
     handler.end_headers()
-    with contextlib.suppress(OSError):
-        while not handler.server.ended.wait(0.05):  # type: ignore[attr-defined]
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
+    for _ in range(blanks):
+        handler.server.ended.wait(0.05)  # type: ignore[attr-defined]
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+    handler.wfile.write(said)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -104,6 +115,8 @@ class JudgeServer:
         self.headers: list[Mapping[str, str]] = []
         self.asked: Counter[str] = Counter()
         self.most_at_once = 0
+        self.abandoned = 0
+        """Requests that the client no longer waited for, of those that hung."""
         self.answered: float = math.inf
         """How many requests are answered; see `let`."""
         self._now = 0

@@ -299,20 +299,20 @@ def test_a_judge_needs_url_model_and_its_key(server: JudgeServer, tmp_path: Path
     assert server.requests == []
 
 
-@pytest.mark.parametrize("status", [200, 401, 404])
+@pytest.mark.parametrize("status", [200, 401, 403])
 def test_the_key_is_never_printed(
     server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], status: int
 ) -> None:
-    """Neither in the report nor in an error, even where the server repeats it."""
+    """Neither in the report nor in an error, even where the server repeats it, or a part of it."""
     monkeypatch.setenv("MY_JUDGE_KEY", "secret-key-123")
-    server.always = does.body(does.completion("{'pred': 'yes', 'score': 5} secret-key-123"), status)
+    server.always = does.body(does.completion("{'pred': 'yes', 'score': 5} secret-key-123 or secret-k****123"), status)
     files = [written(tmp_path / "p.json", SAID), "--questions", written(tmp_path / "q.json", QUESTIONS)]
     flags = ["--judge-url", server.url, "--judge-model", "m", "--judge-key-env", "MY_JUDGE_KEY"]
     code = main([*files, *flags])
     said = capfd.readouterr()
     assert code == (0 if status == 200 else 2)
     assert server.headers[0]["Authorization"] == "Bearer secret-key-123"
-    assert "secret-key" not in said.out + said.err
+    assert "secret-k" not in said.out + said.err
 
 
 def test_a_judging_run_that_is_killed_loses_only_the_requests_in_flight(server: JudgeServer, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ TWICE: dict[str, list[Fault]] = {
     "json that is no completion": [does.body(b'{"choices": []}'), does.body(b'{"choices": [{"message": {"content": null}}]}')],
     "closed connection": [does.close, does.close],
     "body cut short": [does.cut, does.cut],
-    "endless body": [does.body(b" " * (LONGEST_BODY_BYTES + 1))] * 2,
+    "endless body": [does.body(b" " * LONGEST_BODY_BYTES + does.completion("{'pred': 'yes', 'score': 5}"))] * 2,
     "no verdict": [does.says("I would rather not."), does.says({"pred": "yes"})],
 }
 
@@ -125,6 +125,7 @@ def test_a_server_that_never_ends_its_reply_is_a_timeout(server: JudgeServer, tm
     judged = asked(server, (str(tmp_path), {}), timeout_s=0.5)
     assert judged.failed == {}
     assert server.asked["three"] == 2
+    assert server.abandoned == (fault is does.hang)
 
 
 def test_a_question_that_keeps_failing_is_named_and_asked_again_next_time(server: JudgeServer, tmp_path: Path) -> None:
