@@ -49,7 +49,8 @@ class DecodeChild:
     def read(self, path: Path, demuxer: str) -> dict[str, Any]:
         """Return the decoded columns of one video.
 
-        Raises VideoError; TIMEOUT, CRASHED and OUT_OF_MEMORY cost the child its life. A video whose child is killed from outside is tried again in another child before it is KILLED.
+        Raises VideoError; TIMEOUT, CRASHED and OUT_OF_MEMORY cost the child its life. A video whose child is killed from
+        outside is tried again in another child before it is KILLED.
         """
         for _ in range(TRIES - 1):
             try:

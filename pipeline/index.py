@@ -14,12 +14,17 @@ import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
 from pipeline.filesystem import create_exclusive, list_files, read_many
+from pipeline.packed import PackedRows
 from pipeline.parquet import from_parquet, to_parquet
 from pipeline.redaction import redact
-from pipeline.schema import CORPUS, INDEX
+from pipeline.schema import INDEX
 
 TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE", "DAMAGED", "KILLED"})
 """Failures of storage or of the machine rather than of a video: tried again in every run."""
+RECENT = 4096
+"""Rows that are kept beside the packed ones before all are packed again: a commit must not cost a look at every video."""
+TRIES = 5
+"""How often a listing is taken anew while compaction removes what it lists."""
 
 
 class Index:
@@ -29,8 +34,8 @@ class Index:
         self.fs = fs
         self.folder = folder
         self.read: set[str] = set()
-        self.rows = INDEX.empty_table()
-        self.at: dict[str, int] = {}
+        self.packed = PackedRows(INDEX.empty_table())
+        self.recent: dict[str, dict[str, Any]] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -40,47 +45,66 @@ class Index:
         """
         present = list_files(self.fs, self.folder, ".parquet")
         if self.read - present.keys():
-            self.read, self.rows, self.at = set(), INDEX.empty_table(), {}
+            self.read, self.packed, self.recent = set(), PackedRows(INDEX.empty_table()), {}
         new = [path for path in present if path not in self.read]
         if new:
             contents = self._contents(new)
-            new = list(contents)
-            tables = [parse_fragment(path, contents[path]) for path in new]
-            self.rows = resolve(pa.concat_tables([self.rows, *tables]))
-            self.at = {name: at for at, name in enumerate(self.rows["video_id"].to_pylist())}
-            self.read.update(new)
+            self._take([parse_fragment(path, content) for path, content in contents.items()])
+            self.read.update(contents)
 
     def _contents(self, paths: list[str]) -> dict[str, bytes]:
         """Return the content of fragments; one that compaction removed since it was listed is in the merged one."""
-        try:
-            return read_many(self.fs, paths)
-        except StoreError:
-            present = list_files(self.fs, self.folder, ".parquet")
-            if not set(paths) - present.keys():
-                raise
-            return read_many(self.fs, [path for path in present if path not in self.read])
+        for _ in range(TRIES):
+            try:
+                return read_many(self.fs, paths)
+            except StoreError:
+                present = list_files(self.fs, self.folder, ".parquet")
+                if not set(paths) - present.keys():
+                    raise
+                paths = [path for path in present if path not in self.read]
+        return read_many(self.fs, paths)
+
+    def _take(self, tables: list[pa.Table]) -> None:
+        """Merge rows in: few go beside the packed ones, many are packed with them."""
+        if len(self.recent) + sum(table.num_rows for table in tables) > RECENT:
+            self.packed = PackedRows(resolve(pa.concat_tables([self.rows, *tables])))
+            self.recent = {}
+            return
+        for table in tables:
+            for row in table.to_pylist():
+                known = self.get(row["video_id"])
+                if known is None or _precedence(row) < _precedence(known):
+                    self.recent[row["video_id"]] = row
+
+    @property
+    def rows(self) -> pa.Table:
+        """Return the true row of every video, rows of `schema.INDEX` sorted by video; unpacked anew for each caller."""
+        if not self.recent:
+            return self.packed.table()
+        return resolve(pa.concat_tables([self.packed.table(), pa.Table.from_pylist([*self.recent.values()], schema=INDEX)]))
 
     def get(self, video_id: str) -> dict[str, Any] | None:
         """Return the true row of a video, or None."""
-        at = self.at.get(video_id)
-        return None if at is None else self.rows.slice(at, 1).to_pylist()[0]
+        return self.recent.get(video_id) or self.packed.get(video_id)
 
     def with_status(self, status: str) -> pa.Table:
         """Return the rows that are committed, or failed, sorted by video."""
-        return self.rows.filter(pc.equal(self.rows["status"], status))
+        rows = self.rows
+        return rows.filter(pc.equal(rows["status"], status))
 
     def missing(self, corpus: pa.Table, retry: Collection[str] = ()) -> pa.Table:
-        """Return the rows of a corpus that are to be encoded: new, changed, or failed with a class to retry."""
-        again = TRANSIENT | set(retry)
-        known = {
-            name: (uri, hint, error_class)
-            for name, uri, hint, error_class in zip(
-                *(self.rows[c].to_pylist() for c in ("video_id", "uri", "source_hint", "error_class")), strict=True
-            )
-        }
-        asked = zip(*(corpus[name].to_pylist() for name in CORPUS.names), strict=True)
-        keep = [_is_missing(uri, hint, known.get(name), again) for name, uri, hint in asked]
-        return corpus.filter(pa.array(keep, pa.bool_()))
+        """Return the rows of a corpus that are to be encoded: new, changed, or failed with a class to retry.
+
+        Where storage tells nothing of an object's state, the same URI counts as the same video.
+        """
+        rows = self.rows
+        known = rows.take(pc.index_in(corpus["video_id"], value_set=rows["video_id"].combine_chunks()))
+        again = pc.is_in(known["error_class"], value_set=pa.array(sorted(TRANSIENT | set(retry))))
+        shown = pa.array([redact(uri) for uri in corpus["uri"].to_pylist()], pa.string())  # as it is stored
+        moved, changed = pc.not_equal(shown, known["uri"]), pc.not_equal(corpus["source_hint"], known["source_hint"])
+        differs = pc.fill_null(pc.if_else(pc.equal(corpus["source_hint"], "{}"), moved, changed), True)
+        unknown = pc.is_null(known["source_hint"])  # not in the index, or to be looked at again
+        return corpus.filter(pc.or_(pc.or_(unknown, again), differs))
 
     def append(self, rows: list[dict[str, Any]]) -> bool:
         """Commit rows as one fragment. Returns whether it is new."""
@@ -89,16 +113,6 @@ class Index:
     def path(self, rows: list[dict[str, Any]]) -> str:
         """Return where the fragment of some rows lies."""
         return f"{self.folder}/{hashlib.sha256(fragment(rows)).hexdigest()}.parquet"
-
-
-def _is_missing(uri: str, hint: str, known: tuple[str, str, str | None] | None, again: Collection[str]) -> bool:
-    """Where storage tells nothing of the object's state, the same URI counts as the same video."""
-    if known is None:
-        return True
-    known_uri, known_hint, error_class = known
-    if error_class is not None and error_class in again:
-        return True
-    return redact(uri) != known_uri if hint == "{}" else hint != known_hint
 
 
 def fragment(rows: list[dict[str, Any]]) -> bytes:
@@ -112,22 +126,31 @@ def parse_fragment(path: str, content: bytes) -> pa.Table:
     if hashlib.sha256(content).hexdigest() != name:
         raise StoreError(f"{path}: the index fragment was changed after it was committed")
     try:
-        return from_parquet(content).select(INDEX.names).cast(INDEX)
+        found = from_parquet(content)
+        return found if found.schema.equals(INDEX) else found.select(INDEX.names).cast(INDEX)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise StoreError(f"{path}: not an index fragment of this version: {error}") from error
 
 
+ORDER = (
+    ("generation", "descending"),
+    ("status", "ascending"),  # committed before failed
+    ("shard", "ascending"),
+    ("row_group", "ascending"),
+    ("error", "ascending"),
+)
+"""Which of several rows of a video is true: the first in this order, null last."""
+
+
+def _precedence(row: Mapping[str, Any]) -> list[tuple[bool, Any]]:
+    """Return the key by which rows of one video sort as `ORDER` has it. Any: a column's value."""
+    keys = [-row[name] if order == "descending" and row[name] is not None else row[name] for name, order in ORDER]
+    return [(key is None, "" if key is None else key) for key in keys]
+
+
 def resolve(rows: pa.Table) -> pa.Table:
-    """Return one row per video, by the rule above, sorted by video."""
-    order = [
-        ("video_id", "ascending"),
-        ("generation", "descending"),
-        ("status", "ascending"),  # committed before failed
-        ("shard", "ascending"),
-        ("row_group", "ascending"),
-        ("error", "ascending"),
-    ]
-    ordered = rows.combine_chunks().sort_by(order)
+    """Return one row per video, by `ORDER`, sorted by video."""
+    ordered = rows.combine_chunks().sort_by([("video_id", "ascending"), *ORDER])
     names = ordered["video_id"]
     if len(names) < 2:
         return ordered

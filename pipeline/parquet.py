@@ -20,7 +20,7 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def from_parquet(content: bytes) -> pa.Table:
     """Return the table in the bytes of a Parquet file. Raises pyarrow's errors, OSError where a checksum differs."""
-    return open_parquet(BytesIO(content)).read(use_threads=False)
+    return open_parquet(pa.BufferReader(content)).read(use_threads=False)
 
 
 def open_parquet(file: Any, metadata: Any = None) -> pq.ParquetFile:

@@ -1,0 +1,116 @@
+"""The index in memory: whatever order fragments come in, the same rows are true, and they take little room."""
+
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pipeline.index
+from pipeline.filesystem import open_root
+from pipeline.index import Index, fragment, parse_fragment, resolve
+from pipeline.packed import ROWS_PER_BLOCK, PackedRows
+from pipeline.schema import INDEX
+from tests.tables import corpus
+
+HINT = '{"size":1}'
+
+
+def listed(name: str, **changes: Any) -> dict[str, Any]:
+    """A row of the index."""
+    base = {"video_id": name, "uri": f"/videos/{name}.mp4", "source_hint": HINT, "status": "committed", "generation": 1}
+    return {**dict.fromkeys(INDEX.names), **base, "shard": "0" * 64, "row_group": 0, **changes}
+
+
+ROWS = st.builds(
+    lambda name, generation, status, shard, group, error: listed(
+        name, generation=generation, status=status, shard=shard, row_group=group, error=error
+    ),
+    st.sampled_from("abcé"),
+    st.integers(1, 3),
+    st.sampled_from(["committed", "failed"]),
+    st.sampled_from([None, "1" * 64, "2" * 64]),
+    st.sampled_from([None, 0, 1]),
+    st.sampled_from([None, "x", "y"]),
+)
+
+
+@given(units=st.lists(st.lists(ROWS, min_size=1, max_size=4, unique_by=lambda row: row["video_id"]), min_size=1, max_size=5))
+@pytest.mark.parametrize("recent", [0, 3, 4096])
+def test_rows_taken_in_one_by_one_are_the_rows_of_all_at_once(
+    units: list[list[dict[str, Any]]], recent: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Beside the packed rows or among them, in whatever order: the rule of `resolve` holds."""
+    folder = str(tmp_path_factory.mktemp("index"))
+    before, pipeline.index.RECENT = pipeline.index.RECENT, recent
+    try:
+        index = Index(open_root(folder)[0], folder)
+        for unit in units:
+            index.append(unit)
+            index.refresh()
+    finally:
+        pipeline.index.RECENT = before
+    whole = resolve(pa.concat_tables([pa.Table.from_pylist(unit, schema=INDEX) for unit in units]))
+    assert index.rows.equals(whole)
+    assert [index.get(row["video_id"]) for row in whole.to_pylist()] == whole.to_pylist()
+    assert index.get("nobody") is None
+
+
+@pytest.mark.parametrize("count", [0, 1, ROWS_PER_BLOCK - 1, ROWS_PER_BLOCK, ROWS_PER_BLOCK + 1, 3 * ROWS_PER_BLOCK])
+def test_packed_rows_are_unpacked_as_they_were(count: int) -> None:
+    """At and around the edges of a block, with ids of any script."""
+    rows = pa.Table.from_pylist([listed(f"é{number:05}", uri="u" * number) for number in range(count)], schema=INDEX)
+    packed = PackedRows(rows)
+    assert len(packed) == count
+    assert packed.table().equals(rows)
+    for at in {0, count // 2, count - 1} - {-1}:
+        assert (packed.get(f"é{at:05}") or {}).get("uri") == (None if at >= count else "u" * at)
+    assert packed.get("") is packed.get("zzz") is packed.get("é00000x") is None
+
+
+def test_a_row_takes_less_than_200_bytes() -> None:
+    """With digests that do not compress, times that all differ, and addresses on object storage."""
+    draw = random.Random(0)
+    fields = {"tokens": 256, "payload_bytes": 1 << 19, "decoder": "decord", "substituted_frames": 0, "length": 540_000}
+    rows = [
+        listed(
+            f"v_{draw.getrandbits(44):011x}",
+            uri=f"s3://bucket/clips/v_{number:011x}.mp4",
+            source_hint=f'{{"mtime":{1763715600000000000 + draw.getrandbits(50)},"size":{draw.getrandbits(24)}}}',
+            shard=f"{number // 64:064x}",
+            row_group=number % 64,
+            offset=number % 64 * 540_000,
+            source_sha256=f"{draw.getrandbits(256):064x}",
+            payload_sha256=f"{draw.getrandbits(256):064x}",
+            source_bytes=draw.getrandbits(24),
+            **fields,
+        )
+        for number in range(8192)
+    ]
+    before = pa.total_allocated_bytes()
+    packed = PackedRows(resolve(pa.Table.from_pylist(rows, schema=INDEX)))
+    taken = pa.total_allocated_bytes() - before + sum(map(len, packed.blocks))
+    assert taken <= 200 * len(rows)
+    assert taken >= 64 * len(rows)  # two digests of 32 bytes: less would mean that something is not counted
+
+
+def test_a_row_without_a_hint_is_looked_at_again(tmp_path: Path) -> None:
+    """Where storage tells a state, where it tells none, and where the class is none to retry."""
+    index = Index(open_root(str(tmp_path))[0], str(tmp_path))
+    cleared = listed("c", status="failed", error_class="TIMEOUT", source_hint=None)
+    index.append([listed("a", source_hint=None), listed("b"), cleared])
+    index.refresh()
+    assert index.missing(corpus("a", "b", "c"))["video_id"].to_pylist() == ["a", "c"]
+    assert index.missing(corpus("a", "b", "c", hint="{}"))["video_id"].to_pylist() == ["a", "c"]
+
+
+def test_a_fragment_survives_its_file(tmp_path: Path) -> None:
+    """Every column, null or not, and every value of it."""
+    rows = [listed("a"), listed("b", error="x\n", source_hint=None)]
+    content = fragment(rows)
+    name = hashlib.sha256(content).hexdigest()
+    assert parse_fragment(f"{name}.parquet", content).to_pylist() == rows
