@@ -117,7 +117,8 @@ class Index:
 
 def fragment(rows: list[dict[str, Any]]) -> bytes:
     """Return the file of a fragment; equal rows give equal bytes."""
-    return to_parquet(pa.Table.from_pylist(rows, schema=INDEX).sort_by("video_id"))
+    table = pa.Table.from_pylist(rows, schema=INDEX).sort_by("video_id")
+    return to_parquet(table if table["stored_id"].null_count < len(table) else table.drop_columns("stored_id"))
 
 
 def parse_fragment(path: str, content: bytes) -> pa.Table:
@@ -127,6 +128,8 @@ def parse_fragment(path: str, content: bytes) -> pa.Table:
         raise StoreError(f"{path}: the index fragment was changed after it was committed")
     try:
         found = from_parquet(content)
+        if "stored_id" not in found.column_names:
+            found = found.append_column(INDEX.field("stored_id"), pa.nulls(len(found), pa.string()))
         return found if found.schema.equals(INDEX) else found.select(INDEX.names).cast(INDEX)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise StoreError(f"{path}: not an index fragment of this version: {error}") from error

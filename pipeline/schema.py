@@ -77,10 +77,12 @@ INDEX = pa.schema(
         ("decoder", pa.string()),
         ("substituted_frames", pa.int32()),
         ("generation", pa.int32()),
+        ("stored_id", pa.string()),
     ]
 )
 """One row of an index fragment. `status` is committed or failed; `offset` and `length` span the row group in the shard;
-`generation` counts how often the video was taken up: the highest is true."""
+`generation` counts how often the video was taken up: the highest is true. `stored_id`: the id that the entry itself carries,
+where a video of the same content was encoded under another; else null, and fragments in which all are null leave it out."""
 
 MANIFEST = pa.schema(
     [
