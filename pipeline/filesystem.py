@@ -99,6 +99,31 @@ def _put(fs: Any, path: str, content: bytes | memoryview) -> bool:
     return True
 
 
+def renew(fs: Any, path: str, content: bytes | memoryview) -> None:
+    """Make a file that is there already young, and whole where it rotted: what its content names cannot be another.
+
+    Without this an old shard that a crash left behind could be collected while the same unit is committed again.
+    Raises StoreError where storage failed.
+    """
+    try:
+        if not is_local(fs):
+            fs.pipe_file(path, bytes(content))
+            return
+        file = Path(path)
+        if file.read_bytes() != content:
+            _replace(file, content)
+        os.utime(file)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
+
+
+def _replace(path: Path, content: bytes | memoryview) -> None:
+    """Put a whole file in the place of another."""
+    beside = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
 def list_files(fs: Any, folder: str, suffix: str) -> dict[str, int]:
     """Return path and size of the files in a folder, sorted; none if there is no folder."""
     try:

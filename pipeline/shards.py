@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
-from pipeline.filesystem import create_exclusive, read_bytes, size_of
+from pipeline.filesystem import create_exclusive, read_bytes, renew, size_of
 from pipeline.parquet import open_parquet
 from pipeline.quantize import from_int8
 from pipeline.schema import ENTRY, OPTIONAL
@@ -183,7 +183,8 @@ def write_entries(fs: Any, folder: str, entries: pa.Table) -> list[dict[str, Any
     content = write_shard(entries)
     shard = hashlib.sha256(content).hexdigest()
     path = f"{folder}/{shard}.parquet"
-    create_exclusive(fs, path, content)
+    if not create_exclusive(fs, path, content):
+        renew(fs, path, content)
     spans = row_group_spans(read_footer(fs, path, len(content)))
     if len(spans) != entries.num_rows:
         raise StoreError(f"{path}: expected {entries.num_rows} row groups after writing, got {len(spans)}")

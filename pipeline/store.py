@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.filesystem import create_exclusive, list_files, open_root, read_bytes
+from pipeline.filesystem import create_exclusive, list_files, open_root, read_bytes, renew
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.index import Index
 from pipeline.schema import ENTRY, INDEX, MANIFEST, SCHEMA_VERSION
@@ -41,7 +41,9 @@ class TokenStore:
     def create(cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None) -> "TokenStore":
         """Open the entries of a spec, and write the spec if nobody has. Raises ConfigError where nothing can be written."""
         fs, root = open_root(url, storage_options)
-        create_exclusive(fs, f"{root}/specs/{fingerprint(spec)}.json", canonical_json(spec).encode())
+        path, content = f"{root}/specs/{fingerprint(spec)}.json", canonical_json(spec).encode()
+        if not create_exclusive(fs, path, content) and read_bytes(fs, path) != content:
+            renew(fs, path, content)  # it rotted, and this is what it was
         return cls(fs, root, spec)
 
     @classmethod
@@ -90,18 +92,19 @@ class TokenStore:
             entry = self.reader.read(self._place(row))
         except StoreError:
             self.refresh()  # compaction may have moved it since
-            moved = self._committed(video_id)
-            if moved == row:
+            before, row = row, self._committed(video_id)
+            if before == row:
                 raise
-            entry = self.reader.read(self._place(moved))
-        if entry.video_id != video_id:
-            raise StoreError(f"{row['shard']}: expected the entry of {video_id}, got {entry.video_id}")
+            entry = self.reader.read(self._place(row))
+        stored_id = row["stored_id"] or video_id
+        if entry.video_id != stored_id:
+            raise StoreError(f"{row['shard']}: expected the entry of {stored_id}, got {entry.video_id}")
         return entry
 
     def read_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the stored row of `schema.ENTRY` of a row of the index, checked."""
         found = self.reader.row(self._place(row))
-        return {**found, "features": found["features"].to_pybytes()}
+        return {name: value.to_pybytes() if isinstance(value, pa.Buffer) else value for name, value in found.items()}
 
     def _committed(self, video_id: str) -> dict[str, Any]:
         row = self.index.get(video_id)
