@@ -1,23 +1,24 @@
-"""Keep a token store healthy: repair what rotted, merge what is small, remove what nobody needs.
+"""Keep a token store healthy: repair what rotted, merge what is small, remove what nobody needs, clear what failed.
 
-All three may run beside readers and writers. Nothing is changed in place: repair and compaction write new files first, and
-shards are removed only when nothing names them and they are older than a grace period, so that a unit between its shard and
-its fragment is never touched.
+All may run beside readers and writers. Nothing is changed in place: repair and compaction write new files first, and shards
+are removed only when nothing names them and they are older than a grace period, so that a unit between its shard and its
+fragment is never touched.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
 from pipeline.filesystem import list_files, read_bytes
 from pipeline.index import Index, parse_fragment
+from pipeline.parquet import open_parquet
 from pipeline.schema import ENTRY
 from pipeline.shards import write_entries
 from pipeline.store import TokenStore, fingerprints, read_spec
@@ -26,6 +27,10 @@ from pipeline.verify import Verified, verify
 GRACE_S = 24 * 3600.0
 """Longer than any unit takes from its shard to its fragment."""
 ENTRIES_PER_SHARD = 512
+ROWS_PER_FRAGMENT = 4096
+"""Of a compacted index: what one rotten fragment may cost."""
+Where = tuple[str, int]
+"""Shard and row group of an entry; videos of the same content share one."""
 
 
 @dataclass(kw_only=True)
@@ -35,7 +40,9 @@ class Repaired:
     specs: int = 0
     fragments: int = 0
     entries: list[str] = field(default_factory=list)
-    """Videos that the next `framefold encode` encodes again."""
+    """Videos whose entry was damaged: the next `framefold encode` encodes them again."""
+    doubtful: list[str] = field(default_factory=list)
+    """Videos that a rotten fragment spoke of and of which an older entry is there: encoded again, not served stale."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -45,22 +52,27 @@ class Repaired:
 def repair(fs: Any, root: str) -> Repaired:
     """Take damaged specs, fragments and entries out, so that encoding again brings back exactly them. Any: fsspec.
 
-    Healthy entries of a shard in which any byte changed are moved to a new one.
+    Healthy entries of a shard in which any byte changed are moved to a new one. What only a rotten fragment listed is missing
+    afterwards. Where its ids can be read no more, the entries of unnamed shards stand for them.
     """
     report = Repaired()
     for name in fingerprints(fs, root):
+        if _is_damaged(partial(read_spec, fs, root, name)):
+            _remove(fs, [f"{root}/specs/{name}.json"])
+            report.specs += 1
+            continue
         paths = list_files(fs, f"{root}/index/{name}", ".parquet")
         rotten = [path for path in paths if _is_damaged(partial(_check_fragment, fs, path))]
+        listed = [_ids(fs, path) for path in rotten]
         report.fragments += len(rotten)
-        if _is_damaged(partial(read_spec, fs, root, name)):
-            rotten.append(f"{root}/specs/{name}.json")
-            report.specs += 1
-        else:
-            found = verify(fs, root, name)
-            report.entries += found.damaged
-            _remove(fs, rotten)
-            _withdraw(TokenStore(fs, root, read_spec(fs, root, name)), found)
+        found = verify(fs, root, name)
+        report.entries += found.damaged
         _remove(fs, rotten)
+        store = TokenStore(fs, root, read_spec(fs, root, name))
+        doubtful = {one for ids in listed if ids is not None for one in ids}
+        if None in listed:
+            doubtful |= _unnamed_ids(store)
+        report.doubtful += _withdraw(store, found, doubtful)
     return report
 
 
@@ -76,51 +88,109 @@ def _is_damaged(check: Callable[[], object]) -> bool:
     return False
 
 
-def _remove(fs: Any, paths: list[str]) -> None:
+def _unnamed_ids(store: TokenStore) -> set[str]:
+    """Return the ids in shards that no row names: what a lost fragment may have listed."""
+    named = {f"{store.tokens}/{shard}.parquet" for shard in _named(store.index)}
+    unnamed = [path for path in list_files(store.fs, store.tokens, ".parquet") if path not in named]
+    return {one for path in unnamed for one in _ids(store.fs, path) or ()}
+
+
+def _ids(fs: Any, path: str) -> list[str] | None:
+    """Return the video ids in a file in which a byte may have changed, None where the ids may be what changed."""
+    try:
+        content = open_parquet(pa.BufferReader(read_bytes(fs, path)))
+        ids: list[str] = content.read(columns=["video_id"], use_threads=False)["video_id"].to_pylist()
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError):
+        return None
+    return ids
+
+
+def _remove(fs: Any, paths: Collection[str]) -> None:
+    """Remove files; one that another process removed meanwhile is no fault."""
     for path in paths:
-        if fs.exists(path):
+        try:
             fs.rm_file(path)
+        except FileNotFoundError:
+            continue
 
 
-def _withdraw(store: TokenStore, found: Verified) -> None:
-    """In a newer generation, list damaged entries as failed, and healthy ones of changed shards in a new place."""
+def _withdraw(store: TokenStore, found: Verified, doubtful: set[str]) -> list[str]:
+    """In a newer generation, list damaged entries as failed, and healthy ones of changed shards in a new place.
+
+    Returns the videos that are withdrawn for doubt.
+    """
     damaged, changed = set(found.damaged), set(found.changed_shards)
     committed = store.index.with_status("committed").to_pylist()
-    rows = [row for row in committed if row["shard"] in changed or row["video_id"] in damaged]
-    healthy = [row for row in rows if row["video_id"] not in damaged]
-    entries = [store.read_row(row) for row in healthy]
+    lost = [row for row in committed if row["video_id"] in damaged | doubtful]
+    healthy = [row for row in committed if row["shard"] in changed and row["video_id"] not in damaged | doubtful]
+    entries = _read(store, healthy)
     # Before anything is written: what is written anew may have the very content, and so the name, that rotted.
-    _remove(store.fs, [f"{store.tokens}/{shard}.parquet" for shard in changed])
-    moved = _written(store, healthy, entries) if healthy else []
-    lost = dict.fromkeys(("shard", "row_group", "offset", "length", "tokens", "payload_bytes", "payload_sha256"))
+    _remove(store.fs, [f"{store.tokens}/{shard}.parquet" for shard in sorted(changed)])
+    places = _write(store, entries)
+    none = dict.fromkeys(("shard", "row_group", "offset", "length", "tokens", "payload_bytes", "payload_sha256", "stored_id"))
     failure = {"status": "failed", "error_class": "DAMAGED", "error": "the stored entry was damaged"}
-    listed = [*moved, *({**row, **lost, **failure} for row in rows if row["video_id"] in damaged)]
+    listed = [*(row | places[_where(row)] for row in healthy), *(row | none | failure for row in lost)]
     if listed:
-        store.index.append([{**row, "generation": row["generation"] + 1} for row in listed])
+        store.index.append([row | {"generation": row["generation"] + 1} for row in listed])
+    return [row["video_id"] for row in lost if row["video_id"] not in damaged]
+
+
+def clear(store: TokenStore, classes: Collection[str]) -> dict[str, int]:
+    """List failures of some classes anew without what is known of their source, so that the next encode takes them up.
+
+    They stay failures until then. Clearing twice is clearing once. Returns how many were cleared, by class.
+    """
+    failed = store.index.with_status("failed")
+    rows = [row for row in failed.to_pylist() if row["error_class"] in classes and row["source_hint"] is not None]
+    if rows:
+        store.index.append([row | {"source_hint": None, "generation": row["generation"] + 1} for row in rows])
+        store.refresh()
+    counts = dict.fromkeys(sorted(classes), 0)
+    for row in rows:
+        counts[row["error_class"]] += 1
+    return counts
 
 
 def gc(fs: Any, root: str, grace_s: float = GRACE_S, drop: str | None = None, now: float | None = None) -> dict[str, int]:
-    """Remove shards that no true row names and that are older than the grace period; and all of a fingerprint to `drop`.
+    """Remove what is out of use and older than a grace period, and all of a fingerprint to `drop`.
 
-    Returns how many files and bytes went. `now` is the time to judge age by, in seconds since 1970.
+    Out of use are shards that no true row names and what killed writers left half written. Returns how many files and bytes went. `now` is the time to judge age by, in seconds since 1970.
     """
     now = time.time() if now is None else now
-    gone: dict[str, int] = {}
+    gone: list[int] = []
     for name in fingerprints(fs, root):
-        if drop and name.startswith(drop):
-            for folder in (f"{root}/specs", f"{root}/index/{name}", f"{root}/tokens/{name}"):
-                gone |= {path: size for path, size in list_files(fs, folder, "").items() if name in path}
-            continue
-        named = {f"{root}/tokens/{name}/{shard}.parquet" for shard in _named(Index(fs, f"{root}/index/{name}"))}
-        shards = list_files(fs, f"{root}/tokens/{name}", ".parquet")
-        gone |= {p: size for p, size in shards.items() if p not in named and now - _changed(fs.info(p)) > grace_s}
-    for path in gone:
-        fs.rm_file(path)
-    return {"files": len(gone), "bytes": sum(gone.values())}
+        folders = [f"{root}/index/{name}", f"{root}/tokens/{name}"]
+        dropped = bool(drop) and name.startswith(drop or "")
+        found = {path: size for folder in folders for path, size in list_files(fs, folder, "").items()}
+        kept = set() if dropped else _in_use(fs, root, name)
+        for path in sorted(found.keys() - kept):
+            if dropped or _is_old(fs, path, now - grace_s):
+                _remove(fs, [path])
+                gone.append(found[path])
+        if dropped:  # last, so that an interrupted removal can be taken up
+            gone += list_files(fs, f"{root}/specs", f"{name}.json").values()
+            _remove(fs, [f"{root}/specs/{name}.json"])
+    return {"files": len(gone), "bytes": sum(gone)}
+
+
+def _in_use(fs: Any, root: str, name: str) -> set[str]:
+    """Return the shards that true rows name, and all fragments. Asked after a listing, for what it shows may be named by now."""
+    index = Index(fs, f"{root}/index/{name}")
+    shards = {f"{root}/tokens/{name}/{shard}.parquet" for shard in _named(index)}
+    return shards | set(list_files(fs, index.folder, ".parquet"))
 
 
 def _named(index: Index) -> set[str]:
     return set(index.with_status("committed")["shard"].to_pylist())
+
+
+def _is_old(fs: Any, path: str, before: float) -> bool:
+    """Tell whether a file was last changed before some time, asked at the last moment: a writer may just have renewed it."""
+    try:
+        fs.invalidate_cache(path.rsplit("/", 1)[0])
+        return _changed(fs.info(path)) < before
+    except FileNotFoundError:
+        return False
 
 
 def _changed(info: Mapping[str, Any]) -> float:
@@ -135,48 +205,56 @@ def _changed(info: Mapping[str, Any]) -> float:
 
 
 def compact(store: TokenStore, entries_per_shard: int = ENTRIES_PER_SHARD) -> dict[str, int]:
-    """Merge small shards and all fragments into few. Returns how many of each there were and are.
+    """Merge small shards, and all fragments into few. Returns how many of each there were and are.
 
-    Old fragments are removed once the new one is there; old shards stay for readers until `gc` finds them out of use.
+    Old fragments are removed once the new ones are there; old shards stay for readers until `gc` finds them out of use.
     """
     before = list_files(store.fs, store.index.folder, ".parquet")
     rows = store.index.rows
-    if len(before) < 2:
+    small = _small(store.index.with_status("committed"), entries_per_shard)
+    if len(before) <= max(1, -(-rows.num_rows // ROWS_PER_FRAGMENT)) and not small:
         return {"fragments_before": len(before), "fragments": len(before), "shards_written": 0}
-    committed = store.index.with_status("committed")
-    small = _small(committed, entries_per_shard)
-    moved = {row["video_id"]: row for part in _parts(small, entries_per_shard) for row in _rewrite(store, part)}
-    merged = [moved.get(row["video_id"], row) for row in rows.to_pylist()]
-    store.index.append(merged)
-    for path in set(before) & store.index.read:
-        if path not in _newest(store, merged):
-            store.fs.rm_file(path)
+    places: dict[Where, dict[str, Any]] = {}
+    for start in range(0, len(small), entries_per_shard):
+        places |= _write(store, _read(store, small[start : start + entries_per_shard]))
+    merged = set()
+    for part in _parts(rows, ROWS_PER_FRAGMENT):
+        listed = [row | places.get(_where(row), {}) for row in part.to_pylist()]
+        store.index.append(listed)
+        merged.add(store.index.path(listed))
+    _remove(store.fs, (set(before) & store.index.read) - merged)
     count = len(list_files(store.fs, store.index.folder, ".parquet"))
-    return {"fragments_before": len(before), "fragments": count, "shards_written": len({r["shard"] for r in moved.values()})}
+    written = len({place["shard"] for place in places.values()})
+    return {"fragments_before": len(before), "fragments": count, "shards_written": written}
 
 
-def _newest(store: TokenStore, merged: list[dict[str, Any]]) -> set[str]:
-    return {store.index.path(merged)}
+def _where(row: Mapping[str, Any]) -> Where:
+    return row["shard"], row["row_group"]
 
 
-def _small(committed: pa.Table, entries_per_shard: int) -> pa.Table:
-    """Return the rows whose shard holds at most half as many entries as it could, if that is more than one shard."""
-    counts = committed.group_by("shard").aggregate([("video_id", "count")])
-    few = counts.filter(pc.less_equal(counts["video_id_count"], entries_per_shard // 2))["shard"]
-    rows = committed.filter(pc.is_in(committed["shard"], few.combine_chunks()))
-    return rows if len(few) > 1 else rows.slice(0, 0)
+def _small(committed: pa.Table, entries_per_shard: int) -> list[dict[str, Any]]:
+    """Return a row for each entry whose shard holds at most half as many as it could, if that is more than one shard."""
+    first: dict[Where, dict[str, Any]] = {}
+    for row in committed.to_pylist():
+        first.setdefault(_where(row), row)
+    counts = Counter(shard for shard, _ in first)
+    few = {shard for shard, count in counts.items() if count <= entries_per_shard // 2}
+    return [row for (shard, _), row in first.items() if shard in few] if len(few) > 1 else []
 
 
 def _parts(rows: pa.Table, size: int) -> Iterator[pa.Table]:
     return (rows.slice(start, size) for start in range(0, rows.num_rows, size))
 
 
-def _rewrite(store: TokenStore, rows: pa.Table) -> list[dict[str, Any]]:
-    """Write the entries of some rows into one shard; returns the rows with their new places. Raises StoreError."""
-    listed = rows.to_pylist()
-    return _written(store, listed, [store.read_row(row) for row in listed])
+def _read(store: TokenStore, rows: list[dict[str, Any]]) -> dict[Where, dict[str, Any]]:
+    """Return the entries that some rows of the index name, each once, rows of `schema.ENTRY`. Raises StoreError."""
+    return {where: store.read_row(row) for where, row in {_where(row): row for row in rows}.items()}
 
 
-def _written(store: TokenStore, rows: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    places = write_entries(store.fs, store.tokens, pa.Table.from_pylist(entries, schema=ENTRY))
-    return [{**row, **place} for row, place in zip(rows, places, strict=True)]
+def _write(store: TokenStore, entries: Mapping[Where, Mapping[str, Any]]) -> dict[Where, dict[str, Any]]:
+    """Write entries as one shard; returns the new place of each."""
+    if not entries:
+        return {}
+    rows = [{name: entry.get(name) for name in ENTRY.names} for entry in entries.values()]
+    places = write_entries(store.fs, store.tokens, pa.Table.from_pylist(rows, schema=ENTRY))
+    return dict(zip(entries, places, strict=True))
