@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,7 @@ from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig
 from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec, parse_reducer
 from pipeline.errors import VIDEO_CODES, ConfigError
+from pipeline.identity import adopt
 from pipeline.local import encode_units
 from pipeline.store import Commit, TokenStore
 
@@ -48,6 +49,9 @@ class EncodeJob:
     """Videos that are committed together: what a crash may cost, and the number of entries in a shard."""
     retry: tuple[str, ...] = ()
     """Classes of failure to try again, e.g. TIMEOUT CRASHED."""
+    identity: Literal["name", "content"] = "name"
+    """name: a video that is new by id, or changed by size, time or ETag, is encoded. content: it is read and hashed first, and
+    where the store holds an entry of these very bytes, under whatever id, that one is served: for renamed or copied files."""
     max_failed: int = 0
     """Exit with 1 if more videos of the corpus than this have failed."""
     storage_options: str = "{}"
@@ -79,7 +83,8 @@ def run(job: EncodeJob) -> Report:
     config = _placed(job)
     spec = encode_spec(config, job.decode, checkpoint)
     store = TokenStore.create(job.store, spec, job.options)
-    todo = store.missing(corpus, job.retry)
+    missing = store.missing(corpus, job.retry)
+    todo = adopt(store, missing, job.options) if job.identity == "content" else missing
     logger.info("%d videos, %d to encode with %s", corpus.num_rows, todo.num_rows, config.reducer)
     progress = Progress("encode", todo.num_rows)
     stopped = False
@@ -92,7 +97,7 @@ def run(job: EncodeJob) -> Report:
                     progress.add(Counter(manifest["status"].to_pylist()))
             stopped = stop.is_set() and progress.done < todo.num_rows
     store.refresh()
-    return _report(job, store, corpus, progress, stopped)
+    return {**_report(job, store, corpus, progress, stopped), "same_content": missing.num_rows - todo.num_rows}
 
 
 def corpus_of(job: EncodeJob) -> pa.Table:

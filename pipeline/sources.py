@@ -121,6 +121,15 @@ def _check_bytes(size: int, max_bytes: int) -> None:
         raise VideoError("TOO_LARGE", f"{size} bytes or more, more than {max_bytes}")
 
 
+def content_sha256(uri: str, storage_options: Mapping[str, Any] | None = None) -> str | None:
+    """Return the SHA-256 of the bytes at any fsspec URL, None where they cannot be read."""
+    try:
+        with _open(uri, storage_options) as source:
+            return hashlib.file_digest(source, "sha256").hexdigest()
+    except (OSError, ValueError, ImportError):
+        return None  # the decode stage meets the same fault and gives it a class
+
+
 def local_path(uri: str) -> Path | None:
     """Return the path of a URI on local disk, None elsewhere. Names with `::` or `*` are names here, not fsspec's chains."""
     if uri.startswith(("file://", "local://")):
