@@ -18,8 +18,9 @@ from jobs.cluster import ClusterConfig
 from jobs.encode import EncodeJob
 from jobs.launch import DONE, FAILED, STOPPED, Report, launch, storage_options
 from pipeline.answer import AnswerConfig
-from pipeline.answers import AnswerStore
+from pipeline.answers import QUESTIONS_ASKED, AnswerStore
 from pipeline.captions import captions, write
+from pipeline.corpus import read_corpus
 from pipeline.decode import DecodeConfig
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError
@@ -53,6 +54,8 @@ class CaptionJob:
     """Compute type of the language model: float32, bfloat16, float16; auto is bfloat16 on a GPU and float32 without one."""
     budget: int | None = None
     """Tokens per video that the model sees, folded from entries of nest."""
+    segments: float | None = None
+    """Cut each video into segments of so many seconds; each gets a caption, and each video subtitles."""
     decoders: int = 1
     """Decoding actors, each with a child process and a CPU."""
     encoders: int = 1
@@ -111,7 +114,7 @@ def run(job: CaptionJob) -> Report:
 
 def _encoding(job: CaptionJob) -> EncodeJob:
     same = ("corpus", "store", "encode", "decode", "cluster", "decoders", "encoders", "gpus_per_encoder", "videos_per_unit")
-    kept = {name: getattr(job, name) for name in (*same, "retry", "storage_options")}
+    kept = {name: getattr(job, name) for name in (*same, "segments", "retry", "storage_options")}
     return EncodeJob(**kept, max_failed=sys.maxsize)
 
 
@@ -131,8 +134,11 @@ def _answering(job: CaptionJob, store: TokenStore) -> AnswerJob:
 
 
 def _asked(job: CaptionJob, store: TokenStore) -> pa.Table:
-    """Return one question for each video of the corpus, in its order."""
-    payloads = store.payloads()
+    """Return one question for each video or segment of the corpus, in its order."""
+    from pipeline.checkpoint import Checkpoint
+
+    payloads, side_px = store.payloads(), Checkpoint.open(job.encode.model, job.encode.revision).preprocessing().side_px
+    corpus = encode.in_segments(_encoding(job), read_corpus(job.corpus, job.options), side_px)
     rows = [
         {
             "question_id": f"{QUESTION_ID}:{name}",
@@ -143,10 +149,8 @@ def _asked(job: CaptionJob, store: TokenStore) -> pa.Table:
             "history": None,
             "turn": None,
         }
-        for name in encode.corpus_of(_encoding(job))["video_id"].to_pylist()
+        for name in corpus["video_id"].to_pylist()
     ]
-    from pipeline.answers import QUESTIONS_ASKED
-
     return pa.Table.from_pylist(rows, schema=QUESTIONS_ASKED)
 
 

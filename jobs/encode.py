@@ -4,7 +4,7 @@ import logging
 import sys
 import threading
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -17,15 +17,18 @@ from jobs.cluster import ClusterConfig, check_gpus, cluster, share, source, thro
 from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.corpus import read_corpus
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode import Decode, DecodeConfig, Measure
 from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec, parse_reducer
 from pipeline.errors import VIDEO_CODES, ConfigError
 from pipeline.identity import adopt
 from pipeline.local import encode_units
+from pipeline.segments import Durations, cut
 from pipeline.store import Commit, TokenStore
 
 logger = logging.getLogger(__name__)
 SHOWN = 10
+STEP = 8
+"""Videos that are measured together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ class EncodeJob:
     """Encoding actors."""
     gpus_per_encoder: float = 0.0
     """GPUs of each encoder; 0 encodes on the CPU, 0.5 lets two share a GPU."""
+    segments: float | None = None
+    """Cut each video into segments of so many seconds; each is an entry, `name#t=start,end`."""
     videos_per_unit: int = 64
     """Videos that are committed together: what a crash may cost, and the number of entries in a shard."""
     retry: tuple[str, ...] = ()
@@ -61,6 +66,10 @@ class EncodeJob:
         for name in ("decoders", "encoders", "videos_per_unit"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.segments is not None and not self.segments > 0:
+            raise ConfigError(f"segments must be longer than 0 seconds, got {self.segments}")
+        if self.segments is not None and self.identity == "content":
+            raise ConfigError("all segments of a video have its content: encode with --identity name")
         if self.gpus_per_encoder < 0 or self.max_failed < 0:
             raise ConfigError("gpus_per_encoder and max_failed must not be negative")
         if unknown := set(self.retry) - VIDEO_CODES:
@@ -79,10 +88,11 @@ def run(job: EncodeJob) -> Report:
     parse_reducer(job.encode.reducer)
     checkpoint = Checkpoint.open(job.encode.model, job.encode.revision)
     check_reducer(job.encode.reducer, job.decode.frames, checkpoint)
-    corpus = corpus_of(job)
+    listed = read_corpus(job.corpus, job.options)
     config = _placed(job)
     spec = encode_spec(config, job.decode, checkpoint)
     store = TokenStore.create(job.store, spec, job.options)
+    corpus = in_segments(job, listed, checkpoint.preprocessing().side_px)
     missing = store.missing(corpus, job.retry)
     todo = adopt(store, missing, job.options) if job.identity == "content" else missing
     logger.info("%d videos, %d to encode with %s", corpus.num_rows, todo.num_rows, config.reducer)
@@ -100,9 +110,25 @@ def run(job: EncodeJob) -> Report:
     return {**_report(job, store, corpus, progress, stopped), "same_content": missing.num_rows - todo.num_rows}
 
 
-def corpus_of(job: EncodeJob) -> pa.Table:
-    """Return the videos that a job is about, rows of `schema.CORPUS`."""
-    return read_corpus(job.corpus, job.options)
+def in_segments(job: EncodeJob, corpus: pa.Table, side_px: int) -> pa.Table:
+    """Return the videos of a corpus as the job takes them: whole, or the segments of each."""
+    if job.segments is None:
+        return corpus
+    return cut(corpus, job.segments, Durations(job.store, job.options), lambda videos: _measured(job, videos, side_px))
+
+
+def _measured(job: EncodeJob, videos: pa.Table, side_px: int) -> Iterator[pa.Table]:
+    """Yield rows of `segments.DURATIONS`, where the decoders run."""
+    logger.info("%d videos to measure", videos.num_rows)
+    if job.cluster.runner == "local":
+        with Measure(job.decode, side_px, job.options) as measure:
+            yield from (measure(videos.slice(start, STEP)) for start in range(0, videos.num_rows, STEP))
+        return
+    with cluster(job.cluster) as cpus:
+        arguments = (job.decode, side_px, job.options)
+        each = share(cpus, job.decoders)
+        lengths = through(source(videos, STEP), Measure, arguments, workers=job.decoders, cpus=each, batch=STEP)
+        yield from lengths.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
 
 
 def _placed(job: EncodeJob) -> EncodeConfig:

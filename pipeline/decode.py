@@ -1,9 +1,10 @@
 """The decode stage: videos in, square uint8 clips out. A bad video becomes a row with a class and disturbs nobody."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from pipeline.errors import ConfigError, VideoError
 from pipeline.redaction import redact, secrets_of
 from pipeline.sampling import Policy
 from pipeline.schema import DECODED
-from pipeline.sources import fetch
+from pipeline.segments import DURATIONS, Span, span_of
+from pipeline.sources import Fetched, fetch
 
 RESIZE = {"resize": "bicubic, antialias, float32, clamp, round", "crop": "centre", "version": 1}
 """What `pixels` does to a frame, for the fingerprint; it stands here because `pixels` loads torch."""
@@ -90,8 +92,13 @@ class Decode:
 
     def __call__(self, videos: pa.Table) -> pa.Table:
         """Return the videos with frames, or with the class of their failure. Secrets in a URI stay behind."""
-        rows = [{**row, "uri": redact(row["uri"]), **self._outcome(row["uri"])} for row in videos.to_pylist()]
+        rows = [row for uri, some in _by_file(videos) for row in self._decoded(uri, some)]
         return pa.Table.from_pylist(rows, schema=DECODED)
+
+    def measure(self, videos: pa.Table) -> pa.Table:
+        """Return rows of `segments.DURATIONS`: how long each video is, null where that cannot be told."""
+        rows = [{**row, "duration_s": self._duration(uri)} for uri, some in _by_file(videos) for row in some]
+        return pa.Table.from_pylist(rows, schema=DURATIONS)
 
     def __enter__(self) -> "Decode":
         return self
@@ -103,13 +110,48 @@ class Decode:
         """End the child process."""
         self.child.close()
 
-    def _outcome(self, uri: str) -> dict[str, Any]:
-        source: dict[str, Any] = {}
+    def _decoded(self, uri: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows about one file, which is fetched once, with their frames."""
         with tempfile.TemporaryDirectory(prefix="framefold-") as folder:
+            fetched = self._fetched(uri, folder)
+            return [{**row, "uri": redact(row["uri"]), **self._outcome(fetched, span_of(row["uri"])[1])} for row in rows]
+
+    def _fetched(self, uri: str, folder: str) -> Fetched | VideoError:
+        try:
+            return fetch(uri, Path(folder) / "video", self.config.max_bytes, self.storage_options)
+        except VideoError as error:
+            return error
+
+    def _duration(self, uri: str) -> float | None:
+        with tempfile.TemporaryDirectory(prefix="framefold-") as folder:
+            fetched = self._fetched(uri, folder)
             try:
-                fetched = fetch(uri, Path(folder) / "video", self.config.max_bytes, self.storage_options)
-                source = {"source_sha256": fetched.sha256, "source_bytes": fetched.bytes}
-                return {**source, **self.child.read(fetched.path, fetched.demuxer)}
-            except VideoError as error:
-                said = redact(error.detail, self.secrets)[:500]
-                return {**source, "error_class": error.code, "error": said}
+                return None if isinstance(fetched, VideoError) else self.child.measure(fetched.path, fetched.demuxer)
+            except VideoError:
+                return None
+
+    def _outcome(self, fetched: Fetched | VideoError, span: Span | None) -> dict[str, Any]:
+        if isinstance(fetched, VideoError):
+            return self._failure(fetched)
+        source = {"source_sha256": fetched.sha256, "source_bytes": fetched.bytes}
+        try:
+            return {**source, **self.child.read(fetched.path, fetched.demuxer, span)}
+        except VideoError as error:
+            return {**source, **self._failure(error)}
+
+    def _failure(self, error: VideoError) -> dict[str, Any]:
+        return {"error_class": error.code, "error": redact(error.detail, self.secrets)[:500]}
+
+
+def _by_file(videos: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield neighbouring rows that are about one file together: the segments of a long video."""
+    for uri, rows in groupby(videos.to_pylist(), key=lambda row: span_of(row["uri"])[0]):
+        yield uri, list(rows)
+
+
+class Measure(Decode):
+    """Stage, CPU. Takes rows of `schema.CORPUS`, returns rows of `segments.DURATIONS`, same order."""
+
+    def __call__(self, videos: pa.Table) -> pa.Table:
+        """Return how long each video is."""
+        return self.measure(videos)

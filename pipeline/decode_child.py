@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.decode import DecodeConfig
 from pipeline.errors import PipelineError, VideoError
+from pipeline.segments import Span
 
 START_S = 120.0
 """A child that is not ready by then will never be: the machine is at fault, not a video."""
@@ -46,30 +47,40 @@ class DecodeChild:
         self.ended: Counter[str] = Counter()
         """How children ended: by the class that cost them their life, or replaced after `videos` or for `memory`."""
 
-    def read(self, path: Path, demuxer: str) -> dict[str, Any]:
-        """Return the decoded columns of one video.
+    def measure(self, path: Path, demuxer: str) -> float:
+        """Return how long a video is, in seconds. Raises VideoError as `read` does."""
+        return float(self._patiently(path, demuxer, None, measure=True)["duration_s"])
+
+    def read(self, path: Path, demuxer: str, span: Span | None = None) -> dict[str, Any]:
+        """Return the decoded columns of one video, or of the part between two times in seconds.
 
         Raises VideoError; TIMEOUT, CRASHED and OUT_OF_MEMORY cost the child its life. A video whose child is killed from
         outside is tried again in another child before it is KILLED.
         """
+        return self._patiently(path, demuxer, span, measure=False)
+
+    def _patiently(self, path: Path, demuxer: str, span: Span | None, *, measure: bool) -> dict[str, Any]:
+        request = {"path": str(path), "demuxer": demuxer, "span": span, "measure": measure}
         for _ in range(TRIES - 1):
             try:
-                return self._read(path, demuxer)
+                return self._read(request)
             except VideoError as error:
                 if error.code != "KILLED":
                     raise
-        return self._read(path, demuxer)
+        return self._read(request)
 
-    def _read(self, path: Path, demuxer: str) -> dict[str, Any]:
+    def _read(self, request: dict[str, Any]) -> dict[str, Any]:
         if self.process is None or self.process.poll() is not None or self._is_worn():
             self._restart()
         self.served += 1
         deadline = time.monotonic() + self.config.deadline_s
         try:
-            self._send({"path": str(path), "demuxer": demuxer})
+            self._send(request)
             reply = self._line(deadline)
             if "error_class" in reply:
                 raise self._refused(VideoError(reply["error_class"], reply["error"]))
+            if request["measure"]:
+                return {"duration_s": float(reply["duration_s"])}
             frames = self._bytes(self._clip_bytes(reply), deadline)
         except TimeoutError as error:
             raise self._end(VideoError("TIMEOUT", f"not decoded within {self.config.deadline_s:g} s")) from error

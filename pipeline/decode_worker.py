@@ -47,12 +47,15 @@ def _answer(answers: BinaryIO, request: dict[str, Any], config: Any, side_px: in
     """Decode one video and say how it went. Any: a DecodeConfig, whose module is imported late."""
     from av.error import FFmpegError
 
-    from pipeline.decoders import read_clip
+    from pipeline.decoders import probe, read_clip
     from pipeline.errors import VideoError
     from pipeline.pixels import fit_square
 
     try:
-        clip = read_clip(Path(request["path"]), request["demuxer"], config)
+        if request["measure"]:
+            return _say(answers, {"duration_s": probe(Path(request["path"]), request["demuxer"], config).duration_s})
+        span = None if request["span"] is None else (request["span"][0], request["span"][1])
+        clip = read_clip(Path(request["path"]), request["demuxer"], config, span)
         frames = fit_square(clip.frames, side_px)
     except VideoError as error:
         return _say(answers, {"error_class": error.code, "error": error.detail})

@@ -9,9 +9,10 @@ Shapes: N frames in the file, F sampled, H, W.
 
 import errno
 import logging
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.decode import DecodeConfig
 from pipeline.errors import VideoError
 from pipeline.headers import declared_pixels
 from pipeline.sampling import frame_indices
+from pipeline.segments import Span
 
 av.logging.set_level(av.logging.PANIC)
 logger = logging.getLogger(__name__)
@@ -65,6 +67,16 @@ class Probe:
     """Packets that an edit list hides."""
     times: tuple[int, ...]
     """Presentation times of the shown packets in stream ticks, rising; empty where some have none or share one."""
+    tick_s: float
+    """Seconds in a tick."""
+    window: tuple[int, int] | None = None
+    """First packet of the part that is asked for and the one after its last; None is everything."""
+
+    @property
+    def duration_s(self) -> float:
+        """Return the time from the first frame to the end of the last, which is taken to last as long as the mean."""
+        shown = (self.times[-1] - self.times[0]) * self.tick_s if self.times else 0.0
+        return shown * len(self.times) / max(len(self.times) - 1, 1)
 
 
 def load_libraries() -> None:
@@ -74,9 +86,11 @@ def load_libraries() -> None:
     decord.logging.set_level(decord.logging.QUIET)
 
 
-def read_clip(path: Path, demuxer: str, config: DecodeConfig) -> Clip:
-    """Return the sampled frames of a video. Raises VideoError."""
+def read_clip(path: Path, demuxer: str, config: DecodeConfig, span: Span | None = None) -> Clip:
+    """Return the sampled frames of a video, or of the part between two times in seconds. Raises VideoError."""
     found = probe(path, demuxer, config)
+    if span is not None:
+        found = replace(found, window=_window(found, span))
     if config.decoder == "pyav" or not _decord_is_right(found):
         long = found.packets > SEEK_ABOVE and not found.hidden and found.times
         return (long and _read_seeking(path, demuxer, found, config)) or _read_pyav(path, demuxer, found, config)
@@ -86,6 +100,23 @@ def read_clip(path: Path, demuxer: str, config: DecodeConfig) -> Clip:
         if config.decoder == "decord":
             raise
         return _read_pyav(path, demuxer, found, config)
+
+
+def _window(found: Probe, span: Span) -> tuple[int, int]:
+    """Return the packets shown between two times. Raises VideoError where none is, or times are not known."""
+    if not found.times:
+        raise VideoError("CORRUPT", "a video without times of its own for each frame cannot be cut into segments")
+    first, last = (bisect_left(found.times, found.times[0] + round(time / found.tick_s)) for time in span)
+    if first == last:
+        raise VideoError("CORRUPT", f"no frame between {span[0]:g} and {span[1]:g} s")
+    return first, last
+
+
+def _indices(found: Probe, total: int, config: DecodeConfig) -> list[int]:
+    """Return the frames of the clip, where `total` can be decoded."""
+    first, last = found.window or (0, found.packets)
+    first, last = (edge * total // max(found.packets, 1) for edge in (first, last))
+    return [first + index for index in frame_indices(max(last - first, 1), config.frames, config.policy)]
 
 
 def probe(path: Path, demuxer: str, config: DecodeConfig) -> Probe:
@@ -136,6 +167,7 @@ def _counted(container: Any, stream: Any, config: DecodeConfig) -> Probe:
         packets=counts[False],
         hidden=counts[True],
         times=tuple(known) if len(set(known)) == len(times) else (),
+        tick_s=float(stream.time_base or 0),
     )
 
 
@@ -192,7 +224,7 @@ def _read_decord(path: Path, found: Probe, config: DecodeConfig) -> Clip:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         if len(reader) != found.packets:
             raise VideoError("CORRUPT", f"decord counts {len(reader)} frames, the container holds {found.packets}")
-        wanted = frame_indices(len(reader), config.frames, config.policy)
+        wanted = _indices(found, len(reader), config)
         distinct = sorted(set(wanted))
         frames = reader.get_batch(distinct).asnumpy()
         times = reader.get_frame_timestamp(distinct)[:, 0] - float(reader.get_frame_timestamp(0)[0])
@@ -209,7 +241,7 @@ def _read_seeking(path: Path, demuxer: str, found: Probe, config: DecodeConfig) 
     keyframe do not come out after a seek, a broken packet shifts what is counted, and a file without an index cannot be
     sought in: then everything is decoded.
     """
-    wanted = frame_indices(found.packets, config.frames, config.policy)
+    wanted = _indices(found, found.packets, config)
     kept: dict[int, npt.NDArray[np.uint8]] = {}
     try:
         with _opened(path, demuxer) as container:
@@ -240,7 +272,7 @@ def _read_pyav(path: Path, demuxer: str, found: Probe, config: DecodeConfig) -> 
     """Decode everything in order and keep the sampled frames; a second time if the count was not what the packets said."""
     total = max(found.packets, 1)
     for _ in range(2):
-        wanted = frame_indices(total, config.frames, config.policy)
+        wanted = _indices(found, total, config)
         kept, counted = _decode(path, demuxer, frozenset(wanted), config)
         if counted == total:
             frames = np.stack([kept[index][0] for index in wanted])

@@ -6,14 +6,25 @@ uri is the video's with the same fragment, and the decode stage samples inside i
 Source of the notation: W3C Media Fragments URI 1.0, temporal dimension.
 """
 
+import hashlib
+import json
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import ConfigError
+from pipeline.filesystem import create_exclusive, list_files, open_root, read_many
+from pipeline.redaction import redact
+from pipeline.schema import CORPUS
 
 FRAGMENT = re.compile(r"(?P<name>.+)#t=(?P<start>\d+\.\d{3}),(?P<end>\d+\.\d{3})", re.DOTALL)
 SHORTEST = 0.5
 """A last segment shorter than this share of the others belongs to the one before it."""
+
+DURATIONS = pa.schema([*CORPUS, ("duration_s", pa.float64())])
+"""Videos with their length, null where it cannot be told."""
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -45,3 +56,64 @@ def segment_rows(row: dict[str, Any], duration_s: float, seconds: float) -> list
     """Return the rows of `schema.CORPUS` of the segments of a video."""
     marks = [f"#t={start:.3f},{end:.3f}" for start, end in spans(duration_s, seconds)]
     return [{**row, "video_id": row["video_id"] + mark, "uri": row["uri"] + mark} for mark in marks]
+
+
+class Durations:
+    """What is known of the lengths of videos, beside a token store, so that a nightly run need not look into every file.
+
+    <root>/durations/<digest>.jsonl     uri, source_hint, duration_s; named by content, never changed
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.fs, root = open_root(url, storage_options)
+        self.folder = f"{root}/durations"
+        self.known: dict[tuple[str, str], float] = {}
+        for content in read_many(self.fs, list(list_files(self.fs, self.folder, ".jsonl"))).values():
+            self._take(map(json.loads, content.decode().splitlines()))
+
+    def of(self, row: Mapping[str, Any]) -> float | None:
+        """Return the length of a video in the state that storage tells of, None if it is not known."""
+        return self.known.get(_state(row)) if row["source_hint"] != "{}" else None
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Remember rows of `DURATIONS`; those without a length are asked for again next time."""
+        kept = [(*_state(row), row["duration_s"]) for row in rows if row["duration_s"] is not None]
+        found = [dict(zip(("uri", "source_hint", "duration_s"), one, strict=True)) for one in sorted(kept)]
+        if found:
+            content = "".join(json.dumps(one) + "\n" for one in found).encode()
+            create_exclusive(self.fs, f"{self.folder}/{hashlib.sha256(content).hexdigest()}.jsonl", content)
+            self._take(found)
+
+    def _take(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.known |= {(row["uri"], row["source_hint"]): row["duration_s"] for row in rows}
+
+
+def _state(row: Mapping[str, Any]) -> tuple[str, str]:
+    return redact(row["uri"]), row["source_hint"]
+
+
+def cut(
+    corpus: pa.Table, seconds: float, durations: Durations, measure: Callable[[pa.Table], Iterator[pa.Table]]
+) -> pa.Table:
+    """Return rows of `schema.CORPUS` with the segments of each video in its place.
+
+    A video whose length cannot be told stays whole, so that decoding gives its failure a class.
+
+    Args:
+        corpus: whole videos.
+        seconds: length of a segment.
+        durations: what is known already; what is measured is added.
+        measure: returns rows of `DURATIONS`, table by table, of the videos it is given.
+    """
+    rows = corpus.to_pylist()
+    lengths = [durations.of(row) for row in rows]
+    unknown = corpus.filter(pa.array([length is None for length in lengths], pa.bool_()))
+    measured: dict[str, float | None] = {}
+    for table in measure(unknown) if unknown.num_rows else ():
+        durations.add(table.to_pylist())
+        measured |= {row["video_id"]: row["duration_s"] for row in table.to_pylist()}
+    found: list[dict[str, Any]] = []
+    for row, length in zip(rows, lengths, strict=True):
+        length = measured.get(row["video_id"]) if length is None else length
+        found += [row] if length is None else segment_rows(row, length, seconds)
+    return pa.Table.from_pylist(found, schema=CORPUS)

@@ -14,6 +14,7 @@ from jobs import answer as answer_job
 from jobs.answer import AnswerJob
 from jobs.cluster import ClusterConfig
 from pipeline.answer import Answer, AnswerConfig, corpus_cut
+from pipeline.answers import QUESTIONS_ASKED
 from pipeline.checkpoint import Checkpoint
 from pipeline.decode import Decode, DecodeConfig
 from pipeline.encode import Encode, EncodeConfig, encode_spec
@@ -281,7 +282,8 @@ def test_each_question_sees_its_own_tokens(nest: TokenStore, space: JointSpace) 
     stage = Answer(AnswerConfig(model=SHAPES, max_new_tokens=4, select=select), nest.root, nest.fingerprint)
     asked = ["what is the color of the square ?", "how many objects are there ?", "which way does the ring move ?"]
     row = {"video_id": NAMES[0], "store_id": NAMES[0], "payload_sha256": nest.payloads()[NAMES[0]]}
-    unit = pa.Table.from_pylist([{**row, "question_id": str(at), "question": text} for at, text in enumerate(asked)])
+    rows = [{**row, "question_id": str(at), "question": text} for at, text in enumerate(asked)]
+    unit = pa.Table.from_pylist(rows, schema=QUESTIONS_ASKED)
     together = stage(unit).to_pylist()
     alone = [stage(unit.slice(at, 1)).to_pylist()[0] for at in range(3)]
     assert together == alone
