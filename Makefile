@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench lock clean
+.PHONY: install demo test faults check bench lock clean
 
 install: $(STAMP)
 
@@ -24,6 +24,9 @@ check: install  ## linter, types, no test
 
 test: install  ## the whole test suite
 	$(PY) -m pytest
+
+faults: install  ## real faults, the long version: kills, full disks, faltering storage; prints a table
+	$(PY) -m tests.faults
 
 bench: install  ## prints the tables of benchmarks/RESULTS.md for this machine
 	$(VENV)/bin/framefold bench store

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,3 +125,13 @@ def two_at_once(folder: Path, *, videos: int, runner: str = "local", words: tupl
         runs = [*map(ended, started), again(job)]
     assert [run.code for run in runs] == [0, 0, 0], [run.said[-500:] for run in runs]
     return Outcome(fault=f"two runs at once ({runner})", harm=1, runs=runs, found=check(job.store, clips))
+
+
+def submitted_twice(folder: Path, *, videos: int, nodes: Nodes) -> Outcome:
+    """`ray job submit` of the same job twice, at the same time."""
+    clips = make_clips(folder / "clips", videos)
+    job = Job(corpus=str(clips.folder), store=str(folder / "store"), runner="ray", unit=2)
+    words = [sys.executable, "-m", "jobs.encode", *job.arguments[1:]]
+    runs = [ended(run) for run in [nodes.submit(*words), nodes.submit(*words)]]
+    assert [run.code for run in runs] == [0, 0], [run.said[-500:] for run in runs]
+    return Outcome(fault="ray job submit twice", harm=1, runs=[*runs, again(job)], found=check(job.store, clips))

@@ -7,6 +7,7 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import TracebackType
 
 from tests.faults.runs import ROOT, Place
@@ -22,7 +23,7 @@ def main() -> None:
     given = parser.parse_args()
     from ray.cluster_utils import Cluster
 
-    each = {"object_store_memory": given.store_bytes, "node_ip_address": "127.0.0.1"}
+    each = {"object_store_memory": given.store_bytes}
     head = {**each, "num_cpus": 0, "include_dashboard": bool(given.dashboard_port)}
     if given.dashboard_port:
         head |= {"dashboard_port": given.dashboard_port, "dashboard_host": "127.0.0.1"}
@@ -50,10 +51,11 @@ class Nodes:
     def __init__(
         self, place: Place, cpus: tuple[int, ...] = (2, 2), store_bytes: int = STORE_BYTES, dashboard_port: int = 0
     ) -> None:
-        self.store_bytes = store_bytes
+        self.store_bytes, self.dashboard_port = store_bytes, dashboard_port
+        self.environment = place.environment()
         words = [f"--store-bytes={store_bytes}", f"--dashboard-port={dashboard_port}"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nodes", *words], cwd=ROOT, env=place.environment(), text=True,
+            [sys.executable, "-m", "tests.faults.nodes", *words], cwd=ROOT, env=self.environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self.address = str(self._heard()["address"])
@@ -67,6 +69,16 @@ class Nodes:
     def kill(self, at: int = 0) -> None:
         """End all processes of a node with SIGKILL."""
         self._tell(f"kill {at}")
+
+    def submit(self, *words: str) -> subprocess.Popen[str]:
+        """Submit a command to the cluster's job server and follow it."""
+        ray = str(Path(sys.executable).parent / "ray")
+        dashboard = f"http://127.0.0.1:{self.dashboard_port}"
+        command = [ray, "job", "submit", "--address", dashboard, "--"]
+        return subprocess.Popen(
+            [*command, *words], env=self.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def _tell(self, line: str) -> None:
         assert self.process.stdin

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -99,7 +100,8 @@ def ended(process: subprocess.Popen[str]) -> Ended:
     """Wait for a run."""
     out, err = process.communicate(timeout=WAIT_S)
     lines = out.splitlines()
-    return Ended(process.returncode, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}, err)
+    report = next((json.loads(line) for line in reversed(lines) if line.startswith('{"job"')), {})
+    return Ended(process.returncode, report, err if report else err + out)
 
 
 def again(job: Job) -> Ended:
@@ -125,3 +127,10 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> bool
             return True
         time.sleep(0.02)
     return False
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

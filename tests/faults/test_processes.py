@@ -1,0 +1,31 @@
+"""Killed and stopped processes, in short; `python -m tests.faults` does it at length."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import faults
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_killed_decoding_processes_cost_no_video_and_do_not_end_the_run(tmp_path: Path) -> None:
+    """kill -9 while they decode and while they start: the same run goes on to its end."""
+    outcome = faults.decode_children(tmp_path, videos=20, kills=3)
+    assert outcome.runs[0].code == 0, outcome.runs[0].said
+    assert outcome.ok, outcome
+
+
+def test_a_killed_driver_leaves_no_process_and_no_gap(tmp_path: Path) -> None:
+    """kill -9 of the driver alone: its decoding processes end by themselves, the next run completes the store."""
+    outcome = faults.drivers(tmp_path, videos=30, kills=1)
+    assert outcome.runs[0].code == -9
+    assert outcome.ok, outcome
+    assert outcome.found.again == 0
+
+
+def test_a_signal_to_the_whole_group_is_put_down_to_no_video(tmp_path: Path) -> None:
+    """SIGTERM to driver and decoding processes, as service managers send it: whole units, exit 3, no video CRASHED."""
+    outcome = faults.terminated(tmp_path, videos=36)
+    assert outcome.runs[0].code == 3
+    assert outcome.ok, outcome
