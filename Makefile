@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test faults check bench lock clean
+.PHONY: install demo test faults check bench lock clean poison
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ test: install  ## the whole test suite
 
 faults: install  ## real faults, the long version: kills, full disks, faltering storage; prints a table
 	$(PY) -m tests.faults
+
+poison: install  ## 10,000 damaged files and 5,000 decodes through the real decode stage
+	$(PY) -m tests.poison --files 10000
+	$(PY) -m tests.poison.leaks --decodes 5000
 
 bench: install  ## prints the tables of benchmarks/RESULTS.md for this machine
 	$(VENV)/bin/framefold bench store

@@ -42,6 +42,35 @@ def with_frames(count: int) -> bytes:
     return patched((VIDEOS / "testsrc2_mpeg4.mp4").read_bytes(), tables)
 
 
+def crashing() -> bytes:
+    """Return a small MOV whose table of times ends decord's process: it makes room for three billion frames."""
+    return patched((VIDEOS / "unordered.mov").read_bytes(), {b"stts": put(">I", 0xC2000004, at=8)})
+
+
+def pointing_at(path: str) -> bytes:
+    """Return a small MOV whose pictures are in another file, by a data reference."""
+    name = path.encode()
+    levels = struct.pack(">10x28x12x64x16xhh16x", 1, 1)
+    place = struct.pack(">HH", 2, len(name)) + name + b"\0" * (len(name) % 2) + struct.pack(">HH", 0xFFFF, 0)
+    record = _box(b"alis", bytes(4) + levels + place)
+    return _rebuilt((VIDEOS / "unordered.mov").read_bytes(), b"dref", bytes(4) + struct.pack(">I", 1) + record)
+
+
+def _box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", len(content) + 8, kind) + content
+
+
+def _rebuilt(content: bytes, kind: bytes, body: bytes) -> bytes:
+    """Return a file in which the boxes of a kind have another content, and those around them another size."""
+    found = next(box for box in boxes(content) if box.kind == kind)
+    growth = len(body) - (found.end - found.body)
+    grown = bytearray(content)
+    for box in boxes(content):
+        if box.start <= found.start and found.end <= box.end:
+            struct.pack_into(">I", grown, box.start, box.end - box.start + growth)
+    return bytes(grown[: found.body]) + body + bytes(grown[found.end :])
+
+
 def matroska(
     width: int, height: int, codec: str = "V_VP9", packets: Sequence[bytes] = (b"\x82",), times_ms: Sequence[int] | None = None
 ) -> bytes:

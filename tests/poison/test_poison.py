@@ -15,6 +15,7 @@ import pytest
 from pipeline.decode import Decode, DecodeConfig
 from pipeline.schema import CORPUS
 from tests.poison import craft
+from tests.poison.leaks import measured
 from tests.poison.mutate import KINDS, VIDEOS, mutants, seeds
 from tests.poison.push import NEIGHBOUR, one, push
 
@@ -125,6 +126,27 @@ def test_a_file_that_takes_all_memory_is_refused_and_recorded(tmp_path: Path) ->
         assert sum(stage.child.ended.values()) == 1
     with Decode(DecodeConfig(), side_px=32) as stage:
         assert stage(corpus(bomb))["error_class"].to_pylist() == [None]
+
+
+def test_a_file_that_crashes_its_decoder_costs_one_child(stage: Decode, tmp_path: Path) -> None:
+    """A real one, 1.6 KB, found by fuzzing. Its header is refused by a limit; with the limit lifted it kills decord."""
+    path = tmp_path / "crash.mov"
+    path.write_bytes(craft.crashing())
+    assert one(stage, path)[0]["error_class"] == "TOO_LARGE"
+    with Decode(DecodeConfig(max_frames=0), side_px=32) as bold:
+        rows = bold(corpus(NEIGHBOUR, path, NEIGHBOUR)).to_pylist()
+        assert [row["error_class"] for row in rows] == [None, "CRASHED", None]
+        assert rows[0]["frames"] == rows[2]["frames"]
+        assert "SIGABRT" in rows[1]["error"]
+        assert bold.child.ended == {"CRASHED": 1}
+
+
+def test_resident_memory_is_measured_while_children_decode() -> None:
+    """A few rows of what `python -m tests.poison.leaks` prints; both processes have memory, and every video decodes."""
+    rows = list(measured(decodes=12, every=4, config=DecodeConfig(recycle=0)))
+    assert [row.decodes for row in rows] == [0, 4, 8, 12]
+    assert all(row.parent_mb > 10 for row in rows)
+    assert all(row.child_mb > 10 for row in rows[1:])
 
 
 def test_the_kernel_ends_a_busy_child_whose_parent_does_not(tmp_path: Path) -> None:
