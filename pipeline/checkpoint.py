@@ -115,13 +115,17 @@ class Checkpoint:
         """Yield the tensors of the video tower by their names inside a CLIPVisionModel, sorted."""
         yield from self._tensors(self._tower_names)
 
+    def language_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of projector and language model by name, without a leading `model.`, sorted."""
+        yield from self._tensors(self._named(LANGUAGE))
+
     def tower_digest(self) -> str:
         """Return SHA-256 over names, dtypes, shapes and bytes of the video tower."""
         return tensors_digest(self.tower_tensors())
 
     def llm_digest(self) -> str:
         """Return SHA-256 over projector and language model."""
-        return tensors_digest(self._tensors(self._named(LANGUAGE)))
+        return tensors_digest(self.language_tensors())
 
     def spec(self) -> dict[str, Any]:
         """Return what a checkpoint adds to the encode fingerprint, without its path."""

@@ -45,21 +45,19 @@ def vision_config(**changes: int) -> CLIPVisionConfig:
     return CLIPVisionConfig(**{**shape, "image_size": 32, "patch_size": 8, "projection_dim": 16, **changes})
 
 
-def tiny_model(layer: int = -2) -> VideoLlavaForConditionalGeneration:
+def tiny_model(layer: int = -2, **text_changes: int) -> VideoLlavaForConditionalGeneration:
     """Random weights from torch's current seed; 16 patches and CLS per frame, 8 frames of 32 px."""
-    text = LlamaConfig(
-        vocab_size=PADDED_VOCABULARY,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=False,
-    )
+    shape = {
+        "vocab_size": PADDED_VOCABULARY,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 256,
+    }
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    text = LlamaConfig(**{**shape, **ids, **text_changes}, tie_word_embeddings=False)
     config = VideoLlavaConfig(
         vision_config=vision_config(),
         text_config=text,

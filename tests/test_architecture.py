@@ -20,10 +20,13 @@ HOMES = {
         "pipeline/joint.py",
         "pipeline/engine.py",
         "pipeline/roomy.py",
+        "pipeline/engine_vllm.py",
+        "pipeline/llama_export.py",
         "pipeline/checkpoint.py",
         "pipeline/shapes/",
         "jobs/bench/",
     ),
+    "vllm": ("pipeline/engine_vllm.py",),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib"}
 
