@@ -1,0 +1,278 @@
+"""Stored tokens and questions to text, with vLLM: continuous batching and automatic prefix caching.
+
+vLLM knows no Video-LLaVA, so it runs the exported Llama part (`llama_export`) and is given prompts as embeddings, which are
+made here. Questions go in video by video: blocks of the shared prefix are computed once and found again by the digest of their
+embeddings. Decoding is greedy. Ids that no answer may hold have zero rows in the exported output layer and a bias of -100, so
+none can win unless every other logit is below that.
+
+Shapes: S visual tokens, D tower width, P prefix positions, L suffix positions, H hidden width.
+"""
+
+import gc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig, VideoLlavaConfig
+from transformers.models.video_llava.modeling_video_llava import VideoLlavaMultiModalProjector
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.engine import Reply, VideoQuestions
+from pipeline.errors import ConfigError
+from pipeline.llama_export import export_llama, llama_tensors
+from pipeline.prompts import PromptTemplate, split_prompt, video_token_id
+from pipeline.vocabulary import eos_ids, never_said, reserved_ids
+
+MISSING = "the engine vllm is not installed; pip install 'framefold[vllm]', or answer with the engine transformers"
+
+MOST_SILENT = 1024
+"""Ids with a bias of their own that vLLM 0.32 takes for one request."""
+
+PROMPT_POSITIONS = 1 << 16
+"""Positions whose embeddings are held at once: 512 MB in half precision at a hidden width of 4096."""
+
+CPU_CACHE_POSITIONS = 1 << 14
+"""Positions in the key-value cache where there is no GPU; there, vLLM would take nearly all memory."""
+
+GPU_SHARE = 0.85
+"""Part of a GPU's memory that vLLM may take; the projector needs little of the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """A question that will be asked, and what is known of its place: video and question number."""
+
+    video: int
+    at: int
+    embeds: Tensor
+    """(P + S + L, H), on the CPU."""
+    room: int
+
+
+class Embedder:
+    """Projector and input embedding of a checkpoint: what turns a prompt into embeddings."""
+
+    def __init__(self, checkpoint: Checkpoint, config: VideoLlavaConfig, device: str, dtype: torch.dtype) -> None:
+        self.projector = VideoLlavaMultiModalProjector(config).eval()
+        named = "multi_modal_projector."
+        weights = {n.removeprefix(named): t for n, t in checkpoint.language_tensors() if n.startswith(named)}
+        if lost := sorted(set(self.projector.state_dict()) - weights.keys()):
+            raise ConfigError(f"{checkpoint.path}: {len(lost)} tensors of the projector are missing, first {lost[0]}")
+        self.projector.load_state_dict(weights)
+        self.projector.to(device, dtype)
+        self.device, self.dtype = device, dtype
+        self.table = next(t for n, t in llama_tensors(checkpoint) if n == "model.embed_tokens.weight").to(dtype)
+
+    @property
+    def width(self) -> int:
+        """Return D, what the projector takes."""
+        return int(self.projector.linear_1.in_features)
+
+    def ids(self, ids: Sequence[int]) -> Tensor:
+        """Return the embeddings (L, H) of ids."""
+        return torch.nn.functional.embedding(torch.tensor(ids, dtype=torch.long), self.table)
+
+    def video(self, features_SD: Tensor) -> Tensor:
+        """Return the projected tokens (S, H), on the CPU."""
+        shown: Tensor = self.projector(features_SD.to(self.device, self.dtype)).cpu()
+        return shown
+
+
+class VllmEngine:
+    """Answers with vLLM's offline engine, in this process."""
+
+    name = "vllm"
+    version = 1
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        prompt: PromptTemplate,
+        *,
+        device: str,
+        dtype: str,
+        max_new_tokens: int = 32,
+        max_batch_tokens: int = 0,
+        **options: Any,  # Any: settings of vllm.LLM that come before ours
+    ) -> None:
+        require_vllm()
+        config = VideoLlavaConfig.from_pretrained(checkpoint.path)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            checkpoint.path, local_files_only=True
+        )  # Any: as in TransformersEngine
+        self.prompt = prompt
+        self.max_new_tokens = max_new_tokens
+        self.video_id = video_token_id(self.tokenizer, config.video_token_id)
+        self.context: int = config.text_config.max_position_embeddings
+        model = _Settings(config=config, generation_config=_generation(checkpoint.path, config))
+        self.eos = eos_ids(model, self.tokenizer)
+        self.reserved = reserved_ids(model, self.tokenizer) - set(self.eos)
+        self.silent = never_said(model, self.tokenizer, self.reserved, self.eos)
+        if len(self.silent) > MOST_SILENT:
+            raise ConfigError(
+                f"{checkpoint.path}: {len(self.silent)} ids may not be said, the engine vllm takes {MOST_SILENT} at most"
+            )
+        self.embedder = Embedder(checkpoint, config, device, getattr(torch, dtype))
+        self._options = {
+            **llm_settings(config, device, dtype, max_batch_tokens),
+            "model": str(export_llama(checkpoint, self.silent)),
+            **options,
+        }
+        self._llm: Any = _start(self._options)  # Any: vllm is an optional dependency
+
+    @torch.inference_mode()
+    def answer(self, groups: Sequence[VideoQuestions]) -> list[list[Reply]]:
+        """Return one reply per question, in order; see `Engine`. Raises ConfigError for tokens of another model."""
+        replies: list[list[Reply | None]] = [[None] * len(group.questions) for group in groups]
+        for batch in self._batches(groups, replies):
+            for question, reply in zip(batch, self._generate(batch), strict=True):
+                replies[question.video][question.at] = reply
+        return [[reply for reply in row if reply is not None] for row in replies]
+
+    def _batches(self, groups: Sequence[VideoQuestions], replies: list[list[Reply | None]]) -> Iterator[list[_Question]]:
+        """Yield the questions to run, video by video, while their embeddings fit; put the other replies in their place."""
+        batch: list[_Question] = []
+        for video, group in enumerate(groups):
+            self._check(group)
+            before: Tensor | None = None
+            for at, question in enumerate(group.questions):
+                judged = self._judge(question, len(group.features))
+                if isinstance(judged, Reply):
+                    replies[video][at] = judged
+                    continue
+                if before is None:
+                    before = self._before(group)
+                embeds = torch.cat([before, self.embedder.ids(judged[0])])
+                batch.append(_Question(video=video, at=at, embeds=embeds, room=judged[1]))
+                if sum(len(one.embeds) for one in batch) >= PROMPT_POSITIONS:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+    def _check(self, group: VideoQuestions) -> None:
+        width = self.embedder.width
+        if group.features.ndim != 2 or group.features.shape[1] != width:
+            raise ConfigError(
+                f"stored tokens have shape {tuple(group.features.shape)}, this model's projector takes (S, {width}): "
+                "the store was encoded with another model"
+            )
+
+    def _before(self, group: VideoQuestions) -> Tensor:
+        """Return what all questions of a video share, (P + S, H)."""
+        prefix = split_prompt(self.tokenizer, self.prompt, "", self.video_id).prefix
+        return torch.cat([self.embedder.ids(prefix), self.embedder.video(group.features)])
+
+    def _judge(self, question: str, visual_tokens: int) -> tuple[tuple[int, ...], int] | Reply:
+        """Return suffix and room of a question, or the reply that says why it cannot be asked."""
+        if not question.strip():
+            return Reply(text=None, status="empty_question")
+        split = split_prompt(self.tokenizer, self.prompt, question, self.video_id)
+        if not self.reserved.isdisjoint(split.suffix):
+            return Reply(text=None, status="reserved_token")
+        room = self.context - len(split.prefix) - visual_tokens - len(split.suffix)
+        if room < 1:
+            return Reply(text=None, status="too_long")
+        return split.suffix, min(room, self.max_new_tokens)
+
+    def _generate(self, batch: Sequence[_Question]) -> list[Reply]:
+        """Run a batch. Where memory runs out in spite of vLLM's own accounts, all of it has no answer, and vLLM starts anew."""
+        prompts = [{"prompt_embeds": question.embeds} for question in batch]
+        sampling = [self._sampling(question.room) for question in batch]
+        try:
+            outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
+        except torch.OutOfMemoryError:
+            outputs = None
+        if outputs is None:
+            self._restart()
+            return [Reply(text=None, status="out_of_memory")] * len(batch)
+        return [self._reply(output.outputs[0].token_ids) for output in outputs]
+
+    def _sampling(self, room: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=0,
+            max_tokens=room,
+            ignore_eos=True,  # the ends are ours alone, whatever vLLM finds in the model's files
+            stop_token_ids=list(self.eos),
+            logit_bias=dict.fromkeys(self.silent, -100.0) or None,
+            detokenize=False,
+        )
+
+    def _reply(self, ids: Sequence[int]) -> Reply:
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        return Reply(text=text, status="ok", tokens=len(ids))
+
+    def close(self) -> None:
+        """Give back vLLM's memory. A process holds one open engine at a time: vLLM keeps its process groups globally."""
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
+
+    def _restart(self) -> None:
+        self.close()
+        self._llm = _start(self._options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What `vocabulary` asks of a model, without its weights. Any: configs of transformers are untyped."""
+
+    config: Any
+    generation_config: Any
+
+
+def require_vllm() -> None:
+    """Raise ConfigError, in one sentence, where vLLM is not installed."""
+    if find_spec("vllm") is None:
+        raise ConfigError(MISSING)
+
+
+def llm_settings(config: VideoLlavaConfig, device: str, dtype: str, max_batch_tokens: int) -> dict[str, Any]:
+    """Return the settings of vllm.LLM that follow from ours. On a CPU nothing is compiled, which would take minutes."""
+    text = config.text_config
+    on_cpu = device == "cpu"
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "max_model_len": text.max_position_embeddings,
+        "skip_tokenizer_init": True,
+        "enable_prompt_embeds": True,
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",
+        "enforce_eager": on_cpu,
+        "gpu_memory_utilization": GPU_SHARE,
+    }
+    positions = max_batch_tokens or (CPU_CACHE_POSITIONS if on_cpu else 0)
+    if positions:
+        least = text.max_position_embeddings + 2 * 128  # one whole prompt, in blocks of 128 at most
+        settings["kv_cache_memory_bytes"] = max(positions, least) * position_bytes(text, getattr(torch, dtype))
+    return settings
+
+
+def position_bytes(text_config: Any, dtype: torch.dtype) -> int:
+    """Return the bytes that one position takes in the key-value cache of all blocks."""
+    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return int(2 * text_config.num_hidden_layers * text_config.num_key_value_heads * width * dtype.itemsize)
+
+
+def _start(options: Mapping[str, Any]) -> Any:
+    """Return a vllm.LLM whose engine runs in this process: it ends with us, and embeddings are not sent anywhere."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm import LLM
+
+    return LLM(**options)
+
+
+def _generation(path: Path, config: VideoLlavaConfig) -> GenerationConfig:
+    """Return the generation config as transformers does: from its file, or else from the model's config."""
+    if (path / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(path)
+    return GenerationConfig.from_model_config(config)

@@ -1,0 +1,274 @@
+"""vLLM must answer as the transformers engine does: the same text, the same length, the same status.
+
+In float32 on the CPU, where both are exact enough that no answer may differ. Without vLLM installed only the tests of what
+happens then are run.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import engine_vllm
+from pipeline.checkpoint import Checkpoint
+from pipeline.engine import STATUSES, Reply, TransformersEngine, VideoQuestions
+from pipeline.engine_vllm import Embedder, VllmEngine, llm_settings, position_bytes
+from pipeline.errors import ConfigError
+from pipeline.prompts import PromptTemplate
+from tests.models import tiny_model, tiny_tokenizer
+
+INSTALLED = find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed; make test-vllm makes an environment that has it")
+SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
+TEMPLATE = PromptTemplate()
+NEW = 9
+ON_CPU = {"device": "cpu", "dtype": "float32", "max_new_tokens": NEW}
+
+RAGGED = [
+    (37, ["what is it", "who runs over there in the green field", "a"]),
+    (1, ["is this a much longer question than the whole prefix of the video or is it not", "b"]),
+    (150, ["one question alone", "yes or no", "what is it"]),
+    (12, ["yes or no", "", "how many are there", "what is <video> it", "how many are there"]),
+    (240, ["yes or no", "is this a much longer question than the whole prefix of the video or is it not"]),
+]
+ABOUT_SHAPES = [
+    (500, ["What color is the circle?", "How many objects are there?", "Is there a red square?", "Which way does it move?"]),
+    (64, ["Is there a blue object?", "What shape is it?"]),
+    (300, ["Where is the square?", "What color is the circle?", "Is there a red square?"]),
+]
+
+
+def lively_checkpoint(folder: Path, seed: int) -> str:
+    """Random weights large enough that answers differ and some end early; heads of a width that vLLM has kernels for."""
+    torch.manual_seed(seed)
+    model = tiny_model(hidden_size=96, max_position_embeddings=256)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "tower" not in name:
+                parameter.normal_(0, 0.35)
+    model.generation_config.eos_token_id = [2, *range(20, 40)]
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def groups(asked: list[tuple[int, list[str]]], width: int, seed: int = 0) -> list[VideoQuestions]:
+    draw = torch.Generator().manual_seed(seed)
+    return [VideoQuestions(features=torch.randn(n, width, generator=draw), questions=q) for n, q in asked]
+
+
+def reference(path: str, videos: list[VideoQuestions]) -> list[list[Reply]]:
+    return TransformersEngine.load(path, TEMPLATE, **ON_CPU).answer(videos)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports go to the test's own folder; OpenMP's threads are not bound to cores that other work may hold."""
+    monkeypatch.setenv("FRAMEFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+@pytest.fixture
+def start() -> Iterator[Any]:
+    """Start an engine, and close it after the test."""
+    started: list[VllmEngine] = []
+
+    def one(path: str, **options: Any) -> VllmEngine:
+        started.append(VllmEngine(Checkpoint.open(path), TEMPLATE, **{**ON_CPU, **options}))
+        return started[-1]
+
+    yield one
+    for engine in started:
+        engine.close()
+
+
+def watch(engine: VllmEngine) -> list[int]:
+    """Return a list that grows by the positions of each run of the language model."""
+    seen: list[int] = []
+    before_each_run(engine, lambda _, args: seen.append(len(args[0])))
+    return seen
+
+
+def before_each_run(engine: VllmEngine, hook: Callable[[Any, Any], None]) -> None:
+    """Call a hook with the arguments of the first block: positions, hidden states, residual."""
+    engine._llm.apply_model(lambda model: model.model.layers[0].register_forward_pre_hook(hook) and None)
+
+
+@needs_vllm
+@pytest.mark.parametrize("caching", [True, False])
+def test_answers_about_shapes_equal_those_of_the_transformers_engine(start: Any, caching: bool) -> None:
+    """The bundled model, with and without prefix caching."""
+    width = Checkpoint.open(str(SHAPES)).tower_shape().width
+    videos = groups(ABOUT_SHAPES, width)
+    engine = start(str(SHAPES), enable_prefix_caching=caching)
+    expected = reference(str(SHAPES), videos)
+    assert engine.answer(videos) == expected
+    assert engine.answer(videos) == expected
+    assert {reply.status for row in expected for reply in row} == {"ok"}
+
+
+@needs_vllm
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("caching", [True, False])
+def test_random_models_answer_alike_in_text_length_and_status(start: Any, tmp_path: Path, seed: int, caching: bool) -> None:
+    """Ragged videos, early ends, no room left, empty questions, a question that holds the video token."""
+    path = lively_checkpoint(tmp_path / "model", seed)
+    videos = groups(RAGGED, 32, seed)
+    expected = reference(path, videos)
+    assert start(path, enable_prefix_caching=caching).answer(videos) == expected
+    replies = [reply for row in expected for reply in row]
+    assert {reply.status for reply in replies} == {"ok", "empty_question", "reserved_token", "too_long"} <= set(STATUSES)
+    assert len({reply.text for reply in replies}) > len(replies) / 3
+    assert len({reply.tokens for reply in replies}) > 2
+
+
+@needs_vllm
+def test_a_prompt_read_in_pieces_gives_the_same_answers(start: Any, tmp_path: Path) -> None:
+    """vLLM reads long prompts in chunks; 64 positions at a time here."""
+    path = lively_checkpoint(tmp_path / "model", 0)
+    videos = groups(RAGGED, 32)
+    engine = start(path, max_num_batched_tokens=64, max_num_seqs=4)
+    seen = watch(engine)
+    assert engine.answer(videos) == reference(path, videos)
+    assert max(seen) <= 64
+
+
+@needs_vllm
+def test_embeddings_in_several_batches_give_the_same_answers(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held at once changes nothing."""
+    path = lively_checkpoint(tmp_path / "model", 0)
+    videos = groups(RAGGED, 32)
+    monkeypatch.setattr(engine_vllm, "PROMPT_POSITIONS", 100)
+    assert start(path).answer(videos) == reference(path, videos)
+
+
+@needs_vllm
+@pytest.mark.parametrize("caching", [True, False])
+def test_the_prefix_of_a_video_is_read_once(start: Any, caching: bool) -> None:
+    """Ten questions about 500 tokens: with caching, whole blocks of 128 are read once; without, ten times."""
+    width = Checkpoint.open(str(SHAPES)).tower_shape().width
+    video = groups([(500, [f"How many objects are there{'?' * n}" for n in range(1, 11)])], width)
+    engine = start(str(SHAPES), enable_prefix_caching=caching, max_new_tokens=1)
+    seen = watch(engine)
+    engine.answer(video)
+    if caching:
+        assert 500 < sum(seen) < 500 + 10 * (128 + 30)
+    else:
+        assert sum(seen) > 10 * 500
+
+
+@needs_vllm
+def test_another_video_of_the_same_length_is_another_prefix(start: Any) -> None:
+    """Embeddings, not placeholders, tell prefixes apart: the same question about two videos, one after the other."""
+    width = Checkpoint.open(str(SHAPES)).tower_shape().width
+    one, other = groups([(300, ["What color is the circle?"]), (300, ["What color is the circle?"])], width)
+    engine = start(str(SHAPES))
+    seen = watch(engine)
+    assert engine.answer([one]) + engine.answer([other]) == reference(str(SHAPES), [one, other])
+    assert sum(seen) > 600
+
+
+@needs_vllm
+def test_ids_that_no_answer_may_hold_never_win(start: Any, tmp_path: Path) -> None:
+    """Rows of the output layer that would win every time, as the random rows of the published conversion can."""
+    path = lively_checkpoint(tmp_path / "model", 0)
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    head = tensors[next(name for name in tensors if name.endswith("lm_head.weight"))]
+    head[[0, 4, 5, *range(len(tiny_tokenizer().get_vocab()), len(head))]] *= 40
+    save_file(tensors, file, metadata={"format": "pt"})
+    videos = groups(RAGGED, 32)
+    assert start(path).answer(videos) == reference(path, videos)
+
+
+@needs_vllm
+def test_out_of_memory_is_a_status_and_the_next_call_answers(start: Any, tmp_path: Path) -> None:
+    """Rows of the call have no answer; the engine starts anew and is as before."""
+    path = lively_checkpoint(tmp_path / "model", 0)
+    videos = groups(RAGGED, 32)
+    engine = start(path)
+
+    def burst(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    before_each_run(engine, burst)
+    statuses = [reply.status for row in engine.answer(videos) for reply in row]
+    assert set(statuses) == {"out_of_memory", "empty_question", "reserved_token", "too_long"}
+    assert engine.answer(videos) == reference(path, videos)
+
+
+@needs_vllm
+def test_tokens_of_another_model_are_refused(start: Any, tmp_path: Path) -> None:
+    """A store that was encoded with another tower."""
+    engine = start(lively_checkpoint(tmp_path / "model", 0))
+    with pytest.raises(ConfigError, match=r"projector takes \(S, 32\)"):
+        engine.answer(groups(RAGGED, 31))
+
+
+@needs_vllm
+def test_nothing_asked_is_nothing_answered(start: Any, tmp_path: Path) -> None:
+    """No videos, and a video with no questions."""
+    engine = start(lively_checkpoint(tmp_path / "model", 0))
+    assert engine.answer([]) == []
+    assert engine.answer(groups([(3, []), (3, [""])], 32)) == [[], [Reply(text=None, status="empty_question")]]
+
+
+@pytest.mark.skipif(INSTALLED, reason="vllm is installed")
+def test_without_vllm_the_choice_gives_one_sentence() -> None:
+    """It says what to install, before anything is loaded or exported."""
+    with pytest.raises(ConfigError, match=r"pip install 'framefold\[vllm\]'"):
+        VllmEngine(Checkpoint.open(str(SHAPES)), TEMPLATE, **ON_CPU)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("source", ["lively", "shapes"])
+def test_prompt_embeddings_are_those_of_the_transformers_engine(tmp_path: Path, source: str) -> None:
+    """Projector and input embedding, bit for bit."""
+    path = lively_checkpoint(tmp_path / "model", 0) if source == "lively" else str(SHAPES)
+    theirs = TransformersEngine.load(path, TEMPLATE, **ON_CPU)
+    ours = Embedder(Checkpoint.open(path), theirs.model.config, "cpu", torch.float32)
+    features = torch.randn(7, ours.width)
+    assert torch.equal(ours.video(features), theirs.model.model.multi_modal_projector(features))
+    assert torch.equal(ours.ids([1, 3, 7]), theirs._embed(torch.tensor([1, 3, 7])))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_ends_are_read_as_the_transformers_engine_reads_them(tmp_path: Path, named: bool) -> None:
+    """From generation_config.json, or from the model's config where there is no such file."""
+    path = Path(lively_checkpoint(tmp_path / "model", 0))
+    if not named:
+        (path / "generation_config.json").unlink()
+    theirs = TransformersEngine.load(path, TEMPLATE, **ON_CPU)
+    ours = engine_vllm._generation(path, theirs.model.config)
+    assert ours.eos_token_id == theirs.model.generation_config.eos_token_id
+    assert (len(theirs.eos) > 1) == named
+
+
+def test_a_checkpoint_without_its_projector_is_refused(tmp_path: Path) -> None:
+    """It would answer about noise."""
+    path = Path(lively_checkpoint(tmp_path / "model", 0))
+    tensors = load_file(path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "linear_2.bias" not in name}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    config = tiny_model(hidden_size=96).config
+    with pytest.raises(ConfigError, match=r"1 tensors of the projector are missing, first linear_2\.bias"):
+        Embedder(Checkpoint.open(str(path)), config, "cpu", torch.float32)
+
+
+def test_the_cache_of_keys_and_values_holds_a_whole_prompt_at_least() -> None:
+    """On a CPU it is bounded; on a GPU vLLM takes what there is unless told otherwise."""
+    config = tiny_model(hidden_size=96, max_position_embeddings=4096).config
+    each = 2 * 2 * 3 * 32 * 4
+    assert position_bytes(config.text_config, torch.float32) == each
+    assert llm_settings(config, "cpu", "float32", 0)["kv_cache_memory_bytes"] == 16384 * each
+    assert llm_settings(config, "cpu", "float32", 10)["kv_cache_memory_bytes"] == (4096 + 256) * each
+    assert "kv_cache_memory_bytes" not in llm_settings(config, "cuda", "float32", 0)
+    assert llm_settings(config, "cuda", "float16", 9000)["kv_cache_memory_bytes"] == 9000 * each / 2
+    assert json.dumps(llm_settings(config, "cuda", "bfloat16", 0))
