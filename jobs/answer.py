@@ -64,6 +64,8 @@ class AnswerJob:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.gpus_per_engine < 0:
             raise ConfigError(f"gpus_per_engine must not be negative, got {self.gpus_per_engine}")
+        if self.answer.engine == "vllm" and self.gpus_per_engine not in (0, 1):
+            raise ConfigError(f"the engine vllm takes one whole GPU or none, got gpus_per_engine {self.gpus_per_engine:g}")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -114,7 +116,15 @@ def _asked(job: AnswerJob, store: TokenStore) -> pa.Table:
 
 
 def _placed(job: AnswerJob) -> AnswerConfig:
-    """Return the answer config with device and dtype decided, for where the engines will run."""
+    """Return the answer config with device and dtype decided, for where the engines will run.
+
+    Raises ConfigError where the engine is not installed: the image is one for driver and workers, and Ray would start its
+    actors again and again.
+    """
+    if job.answer.engine == "vllm":
+        from pipeline.engine_vllm import require_vllm
+
+        require_vllm()
     if job.gpus_per_engine > 0 and job.cluster.runner == "ray":
         return job.answer.on("cuda")
     if job.cluster.runner == "ray" and job.answer.device == "auto":

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, n
     from pipeline.shards import Entry
     from pipeline.store import TokenStore
 
-ENGINE = ("transformers", 1)
-"""Name and version in the answer fingerprint; a test holds it equal to the engine's own."""
+ENGINES = {"transformers": 1, "vllm": 1}
+"""Names and versions in the answer fingerprint; a test holds them equal to the engines' own."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -35,6 +35,8 @@ class AnswerConfig:
     """Directory or hub id of a Video-LLaVA checkpoint: the one the store was encoded with."""
     revision: str | None = None
     """Hub revision; pin it."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs the language model; vllm needs `pip install 'framefold[vllm]'`."""
     prompt: PromptTemplate = field(default_factory=PromptTemplate)
     max_new_tokens: int = 32
     """Longest answer, in tokens, EOS among them."""
@@ -47,6 +49,8 @@ class AnswerConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
 
     def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"unknown engine {self.engine!r}, expected one of {', '.join(ENGINES)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         for name, least in (("max_new_tokens", 1), ("max_batch_tokens", 0)):
@@ -76,7 +80,6 @@ def answer_spec(
 
     `cut`: the gain at which a corpus budget cuts every video, see `corpus_cut`.
     """
-    name, version = ENGINE
     return {
         "kind": "answer",
         "encode": encode_fingerprint,
@@ -86,7 +89,7 @@ def answer_spec(
         "prompt": asdict(config.prompt),
         "generation": {"decoding": "greedy", "max_new_tokens": config.max_new_tokens},
         "compute_dtype": config.here().dtype,
-        "engine": {"name": name, "version": version},
+        "engine": {"name": config.engine, "version": ENGINES[config.engine]},
         **selection_spec(config.select, joint_space(config, checkpoint), cut),
     }
 
@@ -227,14 +230,12 @@ def load_engine(config: AnswerConfig) -> "Engine":
     from pipeline.engine import TransformersEngine
 
     checkpoint = Checkpoint.open(config.model, config.revision)
-    return TransformersEngine.load(
-        checkpoint.path,
-        config.prompt,
-        device=config.device,
-        dtype=config.dtype,
-        max_new_tokens=config.max_new_tokens,
-        max_batch_tokens=config.max_batch_tokens,
-    )
+    limits = {"max_new_tokens": config.max_new_tokens, "max_batch_tokens": config.max_batch_tokens}
+    if config.engine == "vllm":
+        from pipeline.engine_vllm import VllmEngine
+
+        return VllmEngine(checkpoint, config.prompt, device=config.device, dtype=config.dtype, **limits)
+    return TransformersEngine.load(checkpoint.path, config.prompt, device=config.device, dtype=config.dtype, **limits)
 
 
 def _outcome(asked: _Asked, reply: "Reply") -> dict[str, Any]:
