@@ -162,6 +162,8 @@ class VllmEngine:
                 f"stored tokens have shape {tuple(group.features.shape)}, this model's projector takes (S, {width}): "
                 "the store was encoded with another model"
             )
+        if getattr(group, "positions", None) is not None:
+            raise ConfigError("the engine vllm numbers positions itself: expected positions compact, got original")
 
     def _before(self, group: VideoQuestions) -> Tensor:
         """Return what all questions of a video share, (P + S, H)."""

@@ -213,6 +213,18 @@ def test_tokens_of_another_model_are_refused(start: Any, tmp_path: Path) -> None
 
 
 @needs_vllm
+def test_given_positions_are_refused(start: Any, tmp_path: Path) -> None:
+    """vLLM would number them anew, in silence."""
+
+    class Placed(VideoQuestions):
+        positions = torch.tensor([0, 2, 4])
+
+    engine = start(lively_checkpoint(tmp_path / "model", 0))
+    with pytest.raises(ConfigError, match="positions compact"):
+        engine.answer([Placed(features=torch.zeros(3, 32), questions=["what is it"])])
+
+
+@needs_vllm
 def test_nothing_asked_is_nothing_answered(start: Any, tmp_path: Path) -> None:
     """No videos, and a video with no questions."""
     engine = start(lively_checkpoint(tmp_path / "model", 0))
