@@ -3,15 +3,18 @@
     <cache>/llama/<digest>/config.json, model-00001.safetensors ..., model.safetensors.index.json
 
 The directory is named by what is in it (tensors, settings, format of the export), made once, and moved into place whole: a
-reader sees all of it or nothing, and of two exports at once one is kept. No tokeniser is written: prompts are embedded before.
-The output rows of ids that no answer may hold are zero, see `engine_vllm`.
+reader sees all of it or nothing. Of two exports at once the second waits for the first and takes what it made; what a killed
+one left is cleared by the next. No tokeniser is written: prompts are embedded before. The output rows of ids that no answer may
+hold are zero, see `engine_vllm`.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,25 +70,42 @@ def llama_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _make(checkpoint: Checkpoint, config: dict[str, Any], silent: list[int], target: Path) -> None:
-    """Write beside, then rename into place. Renaming onto a directory that holds files fails: it was made meanwhile."""
-    beside = target.with_name(f".{target.name[:16]}.{uuid.uuid4().hex}.tmp")
+    """Write beside, make durable, rename into place, while nobody else on this machine does."""
     try:
-        beside.mkdir(parents=True)
-        try:
-            _write(checkpoint, config, silent, beside)
-            _place(beside, target)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target):
+            if target.is_dir():
+                return
+            for left in target.parent.glob(f".{target.name}.*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+            beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+            beside.mkdir()
+            try:
+                _write(checkpoint, config, silent, beside)
+                for path in (*beside.iterdir(), beside):
+                    _flush(path)
+                beside.rename(target)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise ConfigError(f"{target.parent}: the language model cannot be exported there: {error}") from error
 
 
-def _place(beside: Path, target: Path) -> None:
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold the lock of a target. The kernel gives it back when its holder dies, however it dies."""
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or directory is on disk: a rename that outlives its files would be trusted."""
+    opened = os.open(path, os.O_RDONLY)
     try:
-        beside.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _write(checkpoint: Checkpoint, config: dict[str, Any], silent: list[int], folder: Path) -> None:

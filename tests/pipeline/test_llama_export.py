@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,11 @@ SHAPES = ROOT / "pipeline" / "shapes" / "checkpoint"
 @pytest.fixture
 def tiny(tmp_path: Path) -> Checkpoint:
     return Checkpoint.open(tiny_checkpoint(tmp_path / "model"))
+
+
+def exported(cache: Path) -> list[str]:
+    """Return what a reader sees, hidden files left out."""
+    return [path.name for path in (cache / "llama").iterdir() if not path.name.startswith(".")]
 
 
 @torch.inference_mode()
@@ -82,10 +88,19 @@ def test_many_small_files_hold_what_one_large_one_does(
     assert all(torch.equal(one.state_dict()[name], tensor) for name, tensor in many.state_dict().items())
 
 
-def test_two_exports_at_once_leave_one_whole_directory(tiny: Checkpoint, tmp_path: Path) -> None:
-    """Whoever comes second drops its own and takes what is there."""
+def test_exports_at_once_leave_one_whole_directory(tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One writes, the others wait for it and take what it made."""
     ready = threading.Barrier(4)
     found: list[Path] = []
+    written = 0
+    write = llama_export.save_file
+
+    def counted(*args: Any, **given: Any) -> None:
+        nonlocal written
+        written += 1
+        write(*args, **given)
+
+    monkeypatch.setattr(llama_export, "save_file", counted)
 
     def export() -> None:
         mine = Checkpoint.open(str(tiny.path))
@@ -98,12 +113,14 @@ def test_two_exports_at_once_leave_one_whole_directory(tiny: Checkpoint, tmp_pat
     for thread in threads:
         thread.join()
     assert len(found) == 4
-    assert [path.name for path in (tmp_path / "cache" / "llama").iterdir()] == [found[0].name]
+    assert exported(tmp_path / "cache") == [found[0].name]
+    assert len(set(found)) == 1
+    assert written == 1
     LlamaForCausalLM.from_pretrained(found[0])
 
 
 def test_a_killed_export_leaves_no_directory_that_a_reader_would_take(tiny: Checkpoint, tmp_path: Path) -> None:
-    """kill -9 between two files: nothing stands under the final name, and the next export is whole."""
+    """kill -9 between two files: nothing stands under the final name; the next export is whole and clears the rest."""
     cache = tmp_path / "cache"
     code = (
         "import sys, time\nfrom pathlib import Path\n"
@@ -122,8 +139,10 @@ def test_a_killed_export_leaves_no_directory_that_a_reader_would_take(tiny: Chec
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not [path for path in (cache / "llama").iterdir() if not path.name.startswith(".")]
+    assert exported(cache) == []
+    assert list((cache / "llama").glob("*.tmp"))
     LlamaForCausalLM.from_pretrained(export_llama(tiny, [], cache))
+    assert not list((cache / "llama").glob("*.tmp"))
 
 
 def test_a_missing_tensor_is_told_and_nothing_is_left(tiny: Checkpoint, tmp_path: Path) -> None:
@@ -133,7 +152,8 @@ def test_a_missing_tensor_is_told_and_nothing_is_left(tiny: Checkpoint, tmp_path
     save_file({k: v for k, v in tensors.items() if k != name}, tiny.path / "model.safetensors")
     with pytest.raises(ConfigError, match=r"1 tensors of the language model are missing, first model\.layers\.1\.mlp\.up_proj"):
         export_llama(Checkpoint.open(str(tiny.path)), [], tmp_path / "cache")
-    assert list((tmp_path / "cache" / "llama").iterdir()) == []
+    assert exported(tmp_path / "cache") == []
+    assert not list((tmp_path / "cache" / "llama").glob("*.tmp"))
 
 
 def test_another_kind_of_language_model_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
