@@ -146,6 +146,7 @@ def judge(
     pending = [case for case in wanted if case not in known]
     judged = Judged(replies=known, failed=dict.fromkeys(pending, NOT_ASKED), reused=len(wanted) - len(pending))
     stop = stop or threading.Event()
+    said(Counter({"known": judged.reused}))
     in_a_row = 0
     for case, asked in _asked(pending, config, store, stop):
         judged.requests += asked.requests

@@ -336,3 +336,32 @@ def test_a_judging_run_that_is_killed_loses_only_the_requests_in_flight(server: 
     assert report["judge"]["this_run"]["requests"] == 18
     assert max(server.asked.values()) == 2
     assert sum(count == 2 for count in server.asked.values()) == 3
+
+
+def test_a_judging_run_that_is_terminated_says_so_and_keeps_what_came(server: JudgeServer, tmp_path: Path) -> None:
+    """SIGTERM ends with 3 once the requests in flight are answered; judged.jsonl tells what was not asked."""
+    rows = [
+        {"question_id": f"q{i}", "video_id": "a", "question": f"question {i}?", "answer": "yes", "prediction": f"said {i}"}
+        for i in range(30)
+    ]
+    path = written(tmp_path / "q.json", rows)
+    flags = [path, "--questions", path, "--judge-url", server.url, "--judge-model", "m", "--judge-concurrency", "3"]
+    server.let(12)
+    command = [sys.executable, "-m", "jobs.evaluate", *flags]
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    server.wait_for(15)
+    process.terminate()
+    assert process.stderr is not None
+    while "SIGTERM" not in process.stderr.readline():  # it has taken notice
+        assert process.poll() is None
+    server.let()
+    out, _ = process.communicate(timeout=60)
+    report = json.loads(out.splitlines()[-1])
+    assert process.returncode == 3
+    assert (report["judge"]["judged"], report["judge"]["faults"]) == (15, {"not asked": 15})
+    assert report["judge"]["this_run"]["stopped"]
+    judged = [json.loads(line) for line in Path(f"{path}.judge/judged.jsonl").read_text().splitlines()]
+    assert [row["question_id"] for row in judged] == [row["question_id"] for row in rows]
+    assert len(server.requests) == 15
