@@ -11,6 +11,7 @@ COMMANDS = {
     "chat": "talk about one video of a token store",
     "evaluate": "score predictions against a data set",
     "store": "look into a token store: ls, stats, show, verify",
+    "calibrate": "find thresholds of similarity for a corpus and a tower",
     "reducers": "list the reducers with their parameters",
     "shapes": "write a corpus of moving shapes: MP4 files with questions and answers",
     "train": "train the bundled model from nothing",
