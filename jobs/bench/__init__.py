@@ -10,6 +10,7 @@ BENCHES = {
     "encode": "clips per second of the whole encode job, beside the tower alone",
     "efficiency": "FLOPs, prefill time and memory by number of visual tokens, by the roofline and measured",
     "reducers": "each reducer beside the tower and beside a naive loop of the same method",
+    "tome": "the tower with token merging inside beside the tower without",
 }
 
 
