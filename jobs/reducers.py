@@ -13,6 +13,8 @@ class ReducersJob:
 
     markdown: bool = False
     """Print docs/reducers.md and no report."""
+    pictures: str | None = None
+    """Folder, e.g. docs/pictures: write a PNG per reducer of which patches of a clip survive, instead of a list."""
 
 
 def run(job: ReducersJob) -> Report:
@@ -20,6 +22,10 @@ def run(job: ReducersJob) -> Report:
     from jobs.catalogue import entry, markdown
     from reducers.registry import names
 
+    if job.pictures is not None:
+        from jobs.pictures import write
+
+        return {"job": "reducers", "pictures": write(job.pictures)}
     if job.markdown:
         sys.stdout.write(markdown())
         return {"exit_code": 0, "silent": True}

@@ -83,7 +83,7 @@ class SequentialConfig:
 
 @dataclass(frozen=True)
 class Sequential(Fingerprinted):
-    """Keeps the first k patches of each frame in raster order. An ablation floor."""
+    """Keeps the first k patches of each frame in raster order: an ablation floor."""
 
     config: SequentialConfig
     name: ClassVar[str] = "sequential"
@@ -110,8 +110,11 @@ class SpatialConfig:
     k: int = 32
     """Patches kept per frame; ignored where rows and cols are given."""
     rows: int | None = None
+    """Rows of the grid, with `cols`."""
     cols: int | None = None
+    """Columns of the grid, with `rows`."""
     anchor: Literal["start", "center"] = "start"
+    """Which patch of each cell is kept: its first, or its middle one."""
 
     def __post_init__(self) -> None:
         if (self.rows is None) != (self.cols is None):

@@ -46,6 +46,7 @@ class PruMergeConfig:
     merge: Literal["add", "mean"] = "add"
     """add: the patch plus the attention-weighted sum of its neighbours. mean: the weighted mean of both."""
     order: Literal["attention", "spatial"] = "attention"
+    """Order of the tokens of a frame: by falling attention as published, or by place."""
     scope: Literal["frame", "clip", "batch"] = "frame"
     """clip: one fence and one residual per clip, neighbours from any frame. batch: published accident, needs compat."""
     score_block: Literal["next", "selected"] = "next"

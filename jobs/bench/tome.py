@@ -1,7 +1,8 @@
 """What merging tokens inside the tower saves: ms per clip with `tome` beside the same blocks without it, random weights."""
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from jobs.bench.machine import describe
-from jobs.bench.reducers import GEOMETRY, best, say
+from jobs.bench.reducers import GEOMETRY, say
 from jobs.launch import Report, launch
 from pipeline.merging import merge_blocks
 from pipeline.vision import DTYPES, blocks_to_run, capture_tower
@@ -49,6 +50,18 @@ class Saved:
     def speedup(self) -> float:
         """How many times faster the tower is."""
         return self.plain_s / self.merged_s
+
+
+def best(work: Callable[[], object], repeat: int) -> float:
+    """Return the seconds of the fastest of some runs, after one to warm up."""
+    times = []
+    for _ in range(repeat + 1):
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 @torch.inference_mode()
