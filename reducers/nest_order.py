@@ -21,8 +21,6 @@ TAKEN = -1.0
 """The gain of a row that has its rank."""
 STALE = 12
 """Gains that lazy greedy looks at anew in one go."""
-CHECK = 8
-"""Steps of lazy greedy after which the host asks how far it is."""
 BLOCK = 256
 """Rows of a kernel that are made in one go."""
 KERNEL_BYTES = 1 << 30
@@ -137,8 +135,8 @@ class Search:
     """Lazy greedy over the rows of several clips, each at its own pace.
 
     Gains never rise, so a gain that was computed earlier is a bound. Each step looks anew at the rows of the largest
-    bounds; a clip whose best row is among them ranks it. Nothing waits for the host, which asks only now and then how
-    far the clips are.
+    bounds; a clip whose best row is among them ranks it. Nothing waits for the host, which asks only a few times how far
+    the clips are.
     """
 
     def __init__(self, kernel_Cnn: Tensor, mass_Cn: Tensor, first_Cq: Tensor, frame_n: Tensor, frames: int) -> None:
@@ -207,9 +205,10 @@ def greedy(
     gain_CS = order_CS.double()
     slowest = 0
     while slowest < count:
-        rounds = spread if slowest < spread * frames else 0
-        for _ in range(CHECK):
-            search.step(order_CS, gain_CS, rounds)
+        turns = slowest < spread * frames
+        goal = min(count, spread * frames) if turns else count
+        for _ in range(goal - slowest):  # it takes that many at least
+            search.step(order_CS, gain_CS, spread if turns else 0)
         slowest = int(search.rank_C1.min())
     return torch.cat([first_Cq, order_CS[:, :-1]], dim=1), gain_CS[:, :-1]
 
@@ -249,7 +248,7 @@ def _superset(clip: Clip, part: tuple[Tensor, Tensor, Tensor], order_S: Tensor, 
     holder_M = torch.where(alike_M, holder_M, -1).index_copy(0, order_S, ranks)
     unranked_M = torch.ones_like(alike_M).index_fill(0, order_S, False)
     slot_M = torch.where(unranked_M, holder_M, -1) % (len(ranks) + 1)
-    weight_S = 1 + config.omega * slot_M.bincount(minlength=len(ranks) + 1)[:-1].float()
+    weight_S = 1 + config.omega * summed(torch.ones_like(mass_M), slot_M, len(ranks) + 1)[:-1]
     absorbed_SD = summed(x_MD, slot_M, len(ranks) + 1)[:-1]
     return Superset(
         features=(x_MD[order_S] + config.omega * absorbed_SD) / weight_S[:, None],
