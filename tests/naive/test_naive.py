@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reducers.base import BudgetError, ReducedTokens, TextQuery, VisualTokens
+from reducers.nest_order import BLOCK
 from reducers.registry import names, parse
 from reducers.tome import match, merge
 from tests.naive import NAIVE, merge_step, nest, video_of
@@ -49,6 +50,7 @@ CLIP_SPECS = (
     "dycoke_ttm(prune=0.5, exact=false)",
     "fastvid",
     "fastvid(context_share=1.0, stride=2, tau=-1.0, segments=1)",
+    "fastvid(beta=0.05, tau=-1.0, keep_cls=false)",
     "fastvid(ratio=0.6, keep_cls=false, stride=1, tau=0.2, exact=false)",
     "holitom",
     "holitom(tau=0.3)",
@@ -128,6 +130,14 @@ def test_clips_of_any_shape_are_reduced_as_by_a_loop(
     batch.features.add_(alike * batch.features[:1].clone())
     assume(certain(spec, batch))
     check(spec, batch)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nest_orders_more_patches_than_a_block_of_its_kernel_as_a_loop_does(seed: int) -> None:
+    """A kernel is made in blocks and their mirror images."""
+    batch = tokens(seed, (5,), (8, 11))
+    assert len(batch.features) * batch.features.shape[1] > BLOCK
+    check("nest(superset=40, keep=20, gate=0.1)", batch)
 
 
 def test_a_grid_that_does_not_fit_is_refused_by_both() -> None:
