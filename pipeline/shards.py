@@ -33,6 +33,8 @@ TAIL_BYTES = 1 << 16
 SPARE_BYTES, SPARE_BYTES_PER_ENTRY = 1 << 16, 1 << 14
 """Room for the footer and page headers of a shard; an entry's metadata takes about 2 KB."""
 MAGIC = b"PAR1"
+DAMAGE = (pa.ArrowException, OSError, KeyError, IndexError, ValueError, TypeError, OverflowError, struct.error)
+"""What comes of reading a file in which any byte may have changed: a footer may turn lists to numbers and names to noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +155,7 @@ def read_footer(fs: Any, path: str, size: int | None = None) -> Any:
         tail = read_bytes(fs, path, size - length, size)
     try:
         return pq.read_metadata(BytesIO(MAGIC + tail[-length:]))
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise StoreError(f"{path}: the footer is damaged: {error}") from error
 
 
@@ -208,10 +210,11 @@ def decode_row(place: Place, metadata: Any, content: bytes) -> dict[str, Any]:
             raise StoreError(f"{place.shard}: row group {place.row_group} has {table.num_rows} rows, expected 1")
         held = set(table.column_names)
         row = {name: _value(table[name][0]) for name in ENTRY.names if name in held or name not in EXTRAS}
-    except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
+        lost = any(row[name] is None for name in ENTRY.names if name not in EXTRAS)
+        digest = None if lost else payload_digest(row)
+    except DAMAGE as error:
         raise StoreError(f"{place.shard}: row group {place.row_group} is damaged: {error}") from error
-    lost = any(row[name] is None for name in ENTRY.names if name not in EXTRAS)
-    if lost or payload_digest(row) != place.payload_sha256:
+    if digest != place.payload_sha256:
         raise StoreError(f"{place.shard}: row group {place.row_group} is not what was committed (payload digest differs)")
     return row
 
