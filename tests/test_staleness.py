@@ -39,6 +39,8 @@ from tests.models import tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
 VIDEOS = ROOT / "tests" / "videos"
+CLIP = VIDEOS / "unordered.mov"
+REDUCER = "spatial(rows=2,cols=2)"
 Place = tuple[str, dict[str, Any]]
 
 
@@ -61,7 +63,7 @@ def job(corpus: object, store: object, model: object, **flags: Any) -> EncodeJob
     decode = {name: value for name, value in flags.items() if name in DecodeConfig.__dataclass_fields__}
     encode = {name: value for name, value in flags.items() if name in EncodeConfig.__dataclass_fields__}
     rest = {name: value for name, value in flags.items() if name not in {**decode, **encode}}
-    config = EncodeConfig(**{"model": str(model), "reducer": "spatial(k=4)", "device": "cpu", **encode})
+    config = EncodeConfig(**{"model": str(model), "reducer": REDUCER, "device": "cpu", **encode})
     where = {"corpus": str(corpus), "store": str(store), "cluster": ClusterConfig(runner="local")}
     return EncodeJob(**where, encode=config, decode=DecodeConfig(**decode), **rest)
 
@@ -114,6 +116,16 @@ def with_one_weight_changed(folder: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+@pytest.fixture(scope="module")
+def filled(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds the one video, and has nothing to do when asked again."""
+    store = tmp_path_factory.mktemp("staleness") / "store"
+    base = job(CLIP, store, model, clip_space=True)
+    assert encoded_by(base) == [1, 0, 0]
+    assert encoded_by(base) == [0, 0, 0]
+    return store
+
+
 @contextmanager
 def patched(module: Any, name: str, value: Any) -> Iterator[None]:
     """For facts of this program and its libraries, which no flag can change."""
@@ -142,10 +154,10 @@ BY_FLAG: dict[str, dict[str, Any]] = {
     "compute_dtype": {"compute_dtype": "bfloat16"},
     "dtype": {"dtype": "int8"},
     "reducer.name": {"reducer": OTHER_METHOD},
-    "reducer.params.k": {"reducer": "spatial(k=5)"},
-    "reducer.params.rows": {"reducer": "spatial(k=4,rows=1)"},
-    "reducer.params.cols": {"reducer": "spatial(k=4,cols=1)"},
-    "reducer.params.anchor": {"reducer": "spatial(k=4,anchor=center)"},
+    "reducer.params.k": {"reducer": "spatial(k=5,rows=2,cols=2)"},
+    "reducer.params.rows": {"reducer": "spatial(rows=1,cols=2)"},
+    "reducer.params.cols": {"reducer": "spatial(rows=2,cols=1)"},
+    "reducer.params.anchor": {"reducer": "spatial(rows=2,cols=2,anchor=center)"},
 }
 """Fields that a flag changes."""
 
@@ -186,18 +198,14 @@ def test_every_field_of_the_spec_is_walked(model: str) -> None:
 
 
 @pytest.mark.parametrize("field", [*BY_FLAG, *BY_FILE, *BY_PROGRAM])
-def test_an_entry_of_another_spec_is_never_served(model: str, tmp_path: Path, field: str) -> None:
+def test_an_entry_of_another_spec_is_never_served(model: str, filled: Path, tmp_path: Path, field: str) -> None:
     """Change one field: the fingerprint is another, the old entry is not in its index, the video is encoded again."""
-    changed_model = tmp_path / "model"
-    shutil.copytree(model, changed_model)
-    clip, store = VIDEOS / "unordered.mov", tmp_path / "store"
-    base = job(clip, store, model, clip_space=True)
-    before = spec_of(base)
-    assert encoded_by(base) == [1, 0, 0]
-    assert encoded_by(base) == [0, 0, 0]
+    changed_model = shutil.copytree(model, tmp_path / "model")
+    store = shutil.copytree(filled, tmp_path / "store")
+    before = spec_of(job(CLIP, store, model, clip_space=True))
     if field in BY_FILE:
         BY_FILE[field](changed_model)
-    changed = job(clip, store, changed_model, clip_space=True, **BY_FLAG.get(field, {}))
+    changed = job(CLIP, store, changed_model, clip_space=True, **BY_FLAG.get(field, {}))
     with BY_PROGRAM.get(field, nullcontext)():
         after = spec_of(changed)
         changes = {name for name in {*leaves(before), *leaves(after)} if leaves(before).get(name) != leaves(after).get(name)}
@@ -356,7 +364,7 @@ def test_questions_are_joined_by_the_new_name(model: str, tmp_path: Path) -> Non
     run(job(clips, store, model))
     (clips / "old.mov").rename(clips / "new.mov")
     where = ["--store", store, "--model", model, "--runner", "local"]
-    told = framefold("encode", str(clips), *where, "--reducer", "spatial(k=4)", "--identity", "content")
+    told = framefold("encode", str(clips), *where, "--reducer", REDUCER, "--identity", "content")
     assert (told["committed"], told["same_content"], told["exit_code"]) == (1, 1, 0)
     asked = {"video_id": "new", "question": "what is it", "question_id": "1"}
     (tmp_path / "q.jsonl").write_text(json.dumps(asked))
