@@ -31,6 +31,8 @@ ROWS_PER_FRAGMENT = 4096
 """Of a compacted index: what one rotten fragment may cost."""
 Where = tuple[str, int]
 """Shard and row group of an entry; videos of the same content share one."""
+Held = set[tuple[str, str | None]]
+"""Ids with the payload digests of their entries, None where that is not known."""
 
 
 @dataclass(kw_only=True)
@@ -42,7 +44,7 @@ class Repaired:
     entries: list[str] = field(default_factory=list)
     """Videos whose entry was damaged: the next `framefold encode` encodes them again."""
     doubtful: list[str] = field(default_factory=list)
-    """Videos that a rotten fragment spoke of and of which an older entry is there: encoded again, not served stale."""
+    """Videos that a rotten fragment spoke of and of which another entry is there: encoded again, not served stale."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -63,15 +65,15 @@ def repair(fs: Any, root: str) -> Repaired:
             continue
         paths = list_files(fs, f"{root}/index/{name}", ".parquet")
         rotten = [path for path in paths if _is_damaged(partial(_check_fragment, fs, path))]
-        listed = [_ids(fs, path) for path in rotten]
+        listed = [_held(fs, path) for path in rotten]
         report.fragments += len(rotten)
         found = verify(fs, root, name)
         report.entries += found.damaged
         _remove(fs, rotten)
         store = TokenStore(fs, root, read_spec(fs, root, name))
-        doubtful = {one for ids in listed if ids is not None for one in ids}
-        if None in listed:
-            doubtful |= _unnamed_ids(store)
+        held = Held().union(*(_unnamed(store) if one is None else one for one in listed))
+        now = store.payloads()
+        doubtful = {video_id for video_id, payload in held if video_id in now and now[video_id] != payload}
         report.doubtful += _withdraw(store, found, doubtful)
     return report
 
@@ -88,21 +90,27 @@ def _is_damaged(check: Callable[[], object]) -> bool:
     return False
 
 
-def _unnamed_ids(store: TokenStore) -> set[str]:
-    """Return the ids in shards that no row names: what a lost fragment may have listed."""
+def _unnamed(store: TokenStore) -> Held:
+    """Return what is in shards that no row names: a lost fragment may have listed it."""
     named = {f"{store.tokens}/{shard}.parquet" for shard in _named(store.index)}
     unnamed = [path for path in list_files(store.fs, store.tokens, ".parquet") if path not in named]
-    return {one for path in unnamed for one in _ids(store.fs, path) or ()}
+    return {one for path in unnamed for one in _held(store.fs, path) or ()}
 
 
-def _ids(fs: Any, path: str) -> list[str] | None:
-    """Return the video ids in a file in which a byte may have changed, None where the ids may be what changed."""
+def _held(fs: Any, path: str) -> Held | None:
+    """Return what a file speaks of in which a byte may have changed, None where the ids may be what changed."""
+    ids = _column(fs, path, "video_id")
+    return None if ids is None else set(zip(ids, _column(fs, path, "payload_sha256") or [None] * len(ids), strict=True))
+
+
+def _column(fs: Any, path: str, name: str) -> list[Any] | None:
+    """Return a column of a Parquet file if its checksums hold. Any: of whatever type."""
     try:
         content = open_parquet(pa.BufferReader(read_bytes(fs, path)))
-        ids: list[str] = content.read(columns=["video_id"], use_threads=False)["video_id"].to_pylist()
-    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError):
+        values: list[Any] = content.read(columns=[name], use_threads=False)[name].to_pylist()
+    except (pa.ArrowException, StoreError, OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError):
         return None
-    return ids
+    return values
 
 
 def _remove(fs: Any, paths: Collection[str]) -> None:
@@ -154,7 +162,8 @@ def clear(store: TokenStore, classes: Collection[str]) -> dict[str, int]:
 def gc(fs: Any, root: str, grace_s: float = GRACE_S, drop: str | None = None, now: float | None = None) -> dict[str, int]:
     """Remove what is out of use and older than a grace period, and all of a fingerprint to `drop`.
 
-    Out of use are shards that no true row names and what killed writers left half written. Returns how many files and bytes went. `now` is the time to judge age by, in seconds since 1970.
+    Out of use are shards that no true row names and what killed writers left half written. Returns how many files and bytes
+    went. `now` is the time to judge age by, in seconds since 1970.
     """
     now = time.time() if now is None else now
     gone: list[int] = []
@@ -174,7 +183,7 @@ def gc(fs: Any, root: str, grace_s: float = GRACE_S, drop: str | None = None, no
 
 
 def _in_use(fs: Any, root: str, name: str) -> set[str]:
-    """Return the shards that true rows name, and all fragments. Asked after a listing, for what it shows may be named by now."""
+    """Return the shards that true rows name, and all fragments; asked after a listing, what it shows may be named by now."""
     index = Index(fs, f"{root}/index/{name}")
     shards = {f"{root}/tokens/{name}/{shard}.parquet" for shard in _named(index)}
     return shards | set(list_files(fs, index.folder, ".parquet"))
