@@ -1,21 +1,23 @@
-"""Look into a token store and care for it: `framefold store ls|stats|show|verify|repair|compact|gc URL`."""
+"""Look into a token store and care for it: `framefold store ls|stats|show|verify|repair|compact|gc|retry|export URL`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from jobs.launch import DONE, FAILED, Report, launch, storage_options
-from pipeline.care import GRACE_S, compact, gc, repair
-from pipeline.errors import ConfigError
+from pipeline.care import GRACE_S, clear, compact, gc, repair
+from pipeline.errors import VIDEO_CODES, ConfigError
+from pipeline.export import export
 from pipeline.filesystem import open_root
 from pipeline.index import rows_of
 from pipeline.store import TokenStore, fingerprints
 from pipeline.verify import verify
 
 SHOWN_TOKENS = 5
+NEXT = "run framefold encode again: it brings back what is missing, and only that"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,21 +25,30 @@ class StoreJob:
     """Look into a token store and care for it.
 
     ls: one line per video. stats: counts and bytes. show: one entry, or the spec. verify: check every byte. repair: take out
-    what is damaged, so that the next encode brings it back. compact: merge small files. gc: remove files out of use.
+    what is damaged, so that the next encode brings it back. compact: merge small files. gc: remove files out of use. retry:
+    clear failures, so that the next encode takes them up. export: write a plain view for other programs.
     """
 
-    what: tyro.conf.Positional[Literal["ls", "stats", "show", "verify", "repair", "compact", "gc"]]
+    what: tyro.conf.Positional[Literal["ls", "stats", "show", "verify", "repair", "compact", "gc", "retry", "export"]]
     """What to do."""
     store: tyro.conf.Positional[str]
     """Root of the token store; any fsspec URL."""
     video: tyro.conf.Positional[str | None] = None
     """For show: the video; without one the encode spec is shown."""
     fingerprint: str | None = None
-    """Which entries, by the beginning of their fingerprint; stats and verify take all by default."""
+    """Which entries, by the beginning of their fingerprint; stats, verify, compact and retry take all by default."""
     grace_s: float = GRACE_S
     """For gc: files younger than this stay, in seconds; longer than any unit takes to commit."""
     drop: str | None = None
     """For gc: remove all of this fingerprint, given by its beginning."""
+    classes: Annotated[str, tyro.conf.arg(name="class")] = ""
+    """For retry: classes of failure, e.g. TIMEOUT,CRASHED."""
+    out: str | None = None
+    """For export: where to write to; any fsspec URL."""
+    format: Literal["parquet", "safetensors", "npz"] = "parquet"
+    """For export: Parquet files of many videos with lists of numbers, or a file of arrays for each video."""
+    videos_per_file: int = 256
+    """For export to Parquet."""
     storage_options: str = "{}"
     """JSON object for fsspec."""
 
@@ -49,7 +60,10 @@ class StoreJob:
 
 def run(job: StoreJob) -> Report:
     """Return what was asked for; `ls` prints its lines before."""
-    actions = {"ls": _ls, "stats": _stats, "show": _show, "verify": _verify, "repair": _repair, "compact": _compact, "gc": _gc}
+    actions = {
+        "ls": _ls, "stats": _stats, "show": _show, "verify": _verify, "repair": _repair, "compact": _compact, "gc": _gc,
+        "retry": _retry, "export": _export,
+    }  # fmt: skip
     return actions[job.what](job)
 
 
@@ -63,11 +77,16 @@ def _ls(job: StoreJob) -> Report:
 
 
 def _stats(job: StoreJob) -> Report:
+    return {"store": job.store, "specs": [store.stats() for store in _stores(job)]}
+
+
+def _stores(job: StoreJob) -> Iterator[TokenStore]:
+    """Yield the entries of each fingerprint that is meant. Raises ConfigError where there is none."""
     fs, root = open_root(job.store, job.options)
     names = [name for name in fingerprints(fs, root) if name.startswith(job.fingerprint or "")]
     if not names:
         raise ConfigError(f"{job.store}: no token store there (expected specs/<fingerprint>.json)")
-    return {"store": job.store, "specs": [TokenStore.open(job.store, name, job.options).stats() for name in names]}
+    return (TokenStore.open(job.store, name, job.options) for name in names)
 
 
 def _show(job: StoreJob) -> Report:
@@ -95,13 +114,29 @@ def _verify(job: StoreJob) -> Report:
 
 
 def _repair(job: StoreJob) -> Report:
-    return {"store": job.store, **repair(*open_root(job.store, job.options)).as_dict()}
+    report = repair(*open_root(job.store, job.options)).as_dict()
+    return {"store": job.store, **report, "next": NEXT if any(report.values()) else "nothing to do"}
 
 
 def _compact(job: StoreJob) -> Report:
-    fs, root = open_root(job.store, job.options)
-    names = [name for name in fingerprints(fs, root) if name.startswith(job.fingerprint or "")]
-    return {"store": job.store, "compacted": {name: compact(TokenStore.open(job.store, name, job.options)) for name in names}}
+    return {"store": job.store, "compacted": {store.fingerprint: compact(store) for store in _stores(job)}}
+
+
+def _retry(job: StoreJob) -> Report:
+    classes = {name.strip().upper() for name in job.classes.split(",") if name.strip()}
+    if not classes or not classes <= VIDEO_CODES:
+        known = ", ".join(sorted(VIDEO_CODES))
+        raise ConfigError(f"expected --class with some of {known}, separated by commas, got {job.classes!r}")
+    cleared = {store.fingerprint: clear(store, classes) for store in _stores(job)}
+    return {"store": job.store, "cleared": cleared, "next": NEXT}
+
+
+def _export(job: StoreJob) -> Report:
+    if job.out is None:
+        raise ConfigError("export needs --out, the folder to write to")
+    store = TokenStore.open(job.store, job.fingerprint, job.options)
+    report = export(store, job.out, job.format, job.videos_per_file, job.options)
+    return {"store": job.store, "out": job.out, **report, "exit_code": FAILED if report["damaged"] else DONE}
 
 
 def _gc(job: StoreJob) -> Report:

@@ -56,7 +56,7 @@ def create_exclusive(fs: Any, path: str, content: bytes | memoryview) -> bool:
         raise ConfigError(f"{path}: no permission to write: {error}") from error
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such bucket or folder: {error}") from error
-    except NotADirectoryError as error:
+    except (NotADirectoryError, FileExistsError) as error:
         raise ConfigError(f"{path}: a file stands where a folder is needed") from error
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
@@ -115,6 +115,18 @@ def renew(fs: Any, path: str, content: bytes | memoryview) -> None:
         os.utime(file)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
+
+
+def write_whole(fs: Any, path: str, content: bytes) -> None:
+    """Write a file, in the place of one that is there; a reader sees all of the old or all of the new. Raises ConfigError."""
+    try:
+        if is_local(fs):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            _replace(Path(path), content)
+        else:
+            fs.pipe_file(path, content)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
 
 
 def _replace(path: Path, content: bytes | memoryview) -> None:

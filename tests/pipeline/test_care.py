@@ -1,13 +1,19 @@
 """Repair, compaction and removal, beside readers and writers."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pipeline.care import compact, gc, repair
-from pipeline.filesystem import create_exclusive, open_root
+from jobs.store import StoreJob, run
+from pipeline.care import clear, compact, gc, repair
+from pipeline.errors import ConfigError, StoreError
+from pipeline.filesystem import create_exclusive, list_files, open_root
 from pipeline.fingerprint import fingerprint
 from pipeline.store import TokenStore
 from pipeline.verify import verify
@@ -91,3 +97,190 @@ def test_gc_spares_what_a_running_job_may_still_commit(tmp_path: Path) -> None:
     assert gc(fs, root, now=time.time() + 2 * 24 * 3600) == {"files": 1, "bytes": 100}
     assert gc(fs, root, drop=fingerprint(other)[:12])["files"] == 3
     assert TokenStore.open(str(tmp_path)).ids() == sorted(NAMES)
+
+
+def test_gc_removes_what_killed_writers_left_half_written(tmp_path: Path) -> None:
+    """Only when it is old; what is committed stays whatever its age."""
+    store = filled((str(tmp_path), {}))
+    for folder in (store.tokens, store.index.folder):
+        Path(folder, ".shard.0123.tmp").write_bytes(b"half")
+    fs, root = open_root(str(tmp_path))
+    assert gc(fs, root)["files"] == 0
+    assert gc(fs, root, now=time.time() + 2 * 24 * 3600) == {"files": 2, "bytes": 8}
+    assert verify(fs, root).entries == 12
+
+
+def test_a_unit_committed_again_makes_its_old_orphan_young(place: Place) -> None:
+    """A crash left its shard two days ago; gc runs between the new shard and its fragment and must let it be."""
+    url, options = place
+    store = TokenStore.create(url, SPEC, options)
+    unit = encoded([row("a")])
+    store.commit(unit)
+    (fragment,) = list_files(store.fs, store.index.folder, ".parquet")
+    (shard,) = list_files(store.fs, store.tokens, ".parquet")
+    store.fs.rm_file(fragment)
+    since = aged(store, shard)
+    append = store.index.append
+
+    def late(rows: list[dict[str, Any]]) -> bool:
+        assert gc(*open_root(url, options), grace_s=3600, now=since + 7200)["files"] == 0
+        return append(rows)
+
+    store.index.append = late  # type: ignore[method-assign]  # the moment between
+    store.index.refresh()
+    store.commit(unit)
+    assert TokenStore.open(url, storage_options=options).read("a").features.tobytes() == row("a")["features"]
+
+
+def aged(store: TokenStore, path: str) -> float:
+    """Make a file an hour and more older than what is written from now on; returns a time when only it is old.
+
+    On object storage no time can be set: there the clock of `gc` goes by what the server says.
+    """
+    if not path.startswith("/"):
+        time.sleep(1.1)  # its times have whole seconds
+        return float(store.fs.info(path)["LastModified"].timestamp()) + 3600 - 7200 + 0.5
+    os.utime(path, (time.time() - 2 * 3600 * 24,) * 2)
+    return time.time() - 7200
+
+
+def test_a_rotten_spec_is_made_whole_by_the_next_encode(place: Place) -> None:
+    """Its name says what it was, and whoever encodes knows it."""
+    url, options = place
+    store = filled(place)
+    path = f"{store.root}/specs/{store.fingerprint}.json"
+    store.fs.pipe_file(path, store.fs.cat_file(path).replace(b"none", b"nine"))
+    with pytest.raises(StoreError, match="spec was changed"):
+        TokenStore.open(url, storage_options=options)
+    TokenStore.create(url, SPEC, options)
+    assert TokenStore.open(url, storage_options=options).ids() == sorted(NAMES)
+
+
+def test_a_rotten_fragment_does_not_bring_back_what_it_replaced(tmp_path: Path) -> None:
+    """The entry of the old content is there, and is not served: neither if the ids can still be read nor if they cannot."""
+    for position in ("ids", "elsewhere"):
+        root = tmp_path / position
+        store = TokenStore.create(str(root), SPEC)
+        store.commit(encoded([row("a", seed=1), row("b")]))
+        before = set(files_of(store.index.folder))
+        store.commit(encoded([row("a", seed=2, source_hint='{"size":2}')]))
+        (newer,) = set(files_of(store.index.folder)) - before
+        content = bytearray(newer.read_bytes())
+        content[20 if position == "ids" else len(content) // 2] ^= 1
+        newer.write_bytes(bytes(content))
+        with pytest.raises(StoreError):
+            TokenStore.open(str(root))
+        told = repair(*open_root(str(root)))
+        assert (told.fragments, told.doubtful) == (1, ["a"])
+        after = TokenStore.open(str(root))
+        assert after.ids() == ["b"]
+        assert after.missing(corpus("a", "b"))["video_id"].to_pylist() == ["a"]
+
+
+def files_of(folder: str) -> list[Path]:
+    return sorted(Path(folder).glob("*.parquet"))
+
+
+def test_cleared_failures_are_taken_up_by_the_next_encode(place: Place) -> None:
+    """Only those of the classes asked for; twice is once; a success or another failure afterwards stands."""
+    url, options = place
+    store = TokenStore.create(url, SPEC, options)
+    store.commit(encoded([row("a"), failed("b", "TIMEOUT"), failed("c", "CRASHED"), failed("d")]))
+    store.refresh()
+    everything = corpus(*"abcd")
+    assert store.missing(everything).num_rows == 0
+    assert clear(store, {"TIMEOUT", "CRASHED"}) == {"CRASHED": 1, "TIMEOUT": 1}
+    assert clear(TokenStore.open(url, storage_options=options), {"TIMEOUT", "CRASHED"}) == {"CRASHED": 0, "TIMEOUT": 0}
+    assert store.failures()["error_class"].to_pylist() == ["TIMEOUT", "CRASHED", "CORRUPT"]
+    assert store.missing(everything)["video_id"].to_pylist() == ["b", "c"]
+    assert store.missing(corpus(*"abcd", hint="{}"))["video_id"].to_pylist() == ["b", "c"]
+    store.commit(encoded([row("b"), failed("c", "CRASHED")]))
+    fresh = TokenStore.open(url, storage_options=options)
+    assert (fresh.ids(), fresh.missing(everything).num_rows) == (["a", "b"], 0)
+
+
+@pytest.mark.parametrize("classes", ["", "SLOW", "TIMEOUT,SLOW"])
+def test_unknown_classes_are_not_cleared(tmp_path: Path, classes: str) -> None:
+    """One line that names the known ones."""
+    filled((str(tmp_path), {}))
+    with pytest.raises(ConfigError, match="TIMEOUT"):
+        run(StoreJob(what="retry", store=str(tmp_path), classes=classes))
+
+
+def test_compaction_cuts_the_index_so_that_rot_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fragments of bounded size; compacting again changes nothing; one rotten fragment costs its own rows."""
+    monkeypatch.setattr("pipeline.care.ROWS_PER_FRAGMENT", 5)
+    filled((str(tmp_path), {}))
+    assert compact(TokenStore.open(str(tmp_path)))["fragments"] == 3
+    assert compact(TokenStore.open(str(tmp_path))) == {"fragments_before": 3, "fragments": 3, "shards_written": 0}
+    store = TokenStore.open(str(tmp_path))
+    path = files_of(store.index.folder)[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    repair(*open_root(str(tmp_path)))
+    assert len(TokenStore.open(str(tmp_path)).missing(corpus(*NAMES))) <= 5
+
+
+def test_entries_keep_every_column_when_they_are_moved(tmp_path: Path) -> None:
+    """The optional ones too."""
+    store = TokenStore.create(str(tmp_path), SPEC)
+    extra = {"clip_space": bytes(range(12)), "clip_scale": np.arange(6, dtype="<f4").tobytes()}
+    for name in "ab":
+        store.commit(encoded([row(name, **extra)]))
+    store.refresh()
+    before = store.read("a").clip_space
+    assert compact(TokenStore.open(str(tmp_path)))["shards_written"] == 1
+    after = TokenStore.open(str(tmp_path)).read("a").clip_space
+    assert before is not None
+    assert after is not None
+    assert after.tobytes() == before.tobytes()
+
+
+WRITER = """
+import sys
+from pipeline.store import TokenStore
+from tests.tables import SPEC, encoded, row
+store = TokenStore.create({url!r}, SPEC)
+for unit in range(40):
+    store.commit(encoded([row(f"w{{unit:03}}-{{i}}", tokens=16, width=64) for i in range(3)]))
+print(120)
+"""
+READER = """
+import sys
+from pipeline.store import TokenStore
+from tests.tables import row
+store, seen = TokenStore.open({url!r}), 0
+while True:
+    store.refresh()
+    ids = store.ids()
+    for name in ids:
+        width = {{"tokens": 16, "width": 64}} if name[0] == "w" else {{}}
+        assert store.read(name).features.tobytes() == row(name, **width)["features"], name
+    assert len(ids) >= seen, (len(ids), seen)
+    seen = len(ids)
+    if seen == 132:
+        break
+print(seen)
+"""
+
+
+def test_compaction_and_gc_beside_a_writer_and_a_reader(tmp_path: Path) -> None:
+    """Three real processes: every entry is read right all the time, none is lost, and the store ends small and whole."""
+    filled((str(tmp_path), {}))
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    writer, reader = (
+        subprocess.Popen([sys.executable, "-c", code.format(url=str(tmp_path))], env=env, stdout=subprocess.PIPE, text=True)
+        for code in (WRITER, READER)
+    )
+    rounds = 0
+    while writer.poll() is None:
+        compact(TokenStore.open(str(tmp_path)), entries_per_shard=32)
+        gc(*open_root(str(tmp_path)), grace_s=2.0)
+        rounds += 1
+    assert (writer.communicate()[0].strip(), reader.communicate()[0].strip()) == ("120", "132")
+    assert rounds > 1
+    compact(TokenStore.open(str(tmp_path)), entries_per_shard=32)
+    fs, root = open_root(str(tmp_path))
+    gc(fs, root, now=time.time() + 1e6)
+    report = verify(fs, root)
+    assert (report.problems, report.entries, report.fragments, report.orphans) == ([], 132, 1, 0)
+    assert report.shards < 40
