@@ -22,6 +22,7 @@ from jobs.launch import Report, launch
 from pipeline.answer import AnswerConfig
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError
+from pipeline.selection import SelectConfig
 
 MODEL = Path(__file__).parents[1] / "pipeline" / "shapes" / "checkpoint"
 SHOWN = 8
@@ -35,8 +36,10 @@ class DemoJob:
     """Folder for videos, store and answers; emptied first."""
     videos: int = 24
     """How many."""
-    reducers: tuple[str, ...] = ("none", "prumerge+(ratio=0.25)", "visionzip(dominant=13,contextual=3)", "nest(keep=128)")
+    reducers: tuple[str, ...] = ("none", "prumerge+(ratio=0.25)", "visionzip(dominant=13,contextual=3)", "nest(keep=256)")
     """Compared with one another; the first is the baseline."""
+    budgets: tuple[int, ...] = (128, 64)
+    """Tokens per video that entries of nest are cut to as well, when they are asked: nothing is encoded for them."""
     model: str = str(MODEL)
     """A checkpoint directory."""
     runner: str = "ray"
@@ -49,14 +52,25 @@ class DemoJob:
 
 @dataclass(kw_only=True)
 class Line:
-    """What one reducer cost and achieved."""
+    """What one reducer, or one cut of its entries, cost and achieved."""
 
     reducer: str
+    budget: int | None
     encoded: Report
     answered: Report
     scores: Report
     first_s: float
     second_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Return what the tables call it."""
+        return self.reducer if self.budget is None else f"  cut to {self.budget} when asked"
+
+    @property
+    def tokens(self) -> float:
+        """Return the tokens per video that the model saw."""
+        return float(self.encoded["tokens_per_video"] if self.budget is None else self.budget)
 
 
 def run(job: DemoJob) -> Report:
@@ -79,17 +93,19 @@ def run(job: DemoJob) -> Report:
 
 def _twice(job: DemoJob, out: Path) -> tuple[list[Line], dict[str, int]]:
     lines = []
-    for reducer in job.reducers:
+    for reducer, budget in _asked(job):
         began = time.monotonic()
-        encoded, answered = _once(job, out, reducer)
+        encoded, answered = _once(job, out, reducer, budget)
         seconds = time.monotonic() - began
-        scores = evaluate.run(_scoring(out, reducer))
-        lines.append(Line(reducer=reducer, encoded=encoded, answered=answered, scores=scores, first_s=seconds))
-        _say(f"{reducer}: {encoded['committed']} videos encoded, {answered['statuses'].get('ok', 0)} questions answered")
+        scores = evaluate.run(_scoring(out, reducer, budget))
+        line = Line(reducer=reducer, budget=budget, encoded=encoded, answered=answered, scores=scores, first_s=seconds)
+        lines.append(line)
+        new = encoded["this_run"].get("committed", 0)
+        _say(f"{line.name}: {new} videos encoded, {answered['statuses'].get('ok', 0)} questions answered")
     again = {"encoded": 0, "answered": 0}
     for line in lines:
         began = time.monotonic()
-        encoded, answered = _once(job, out, line.reducer)
+        encoded, answered = _once(job, out, line.reducer, line.budget)
         line.second_s = time.monotonic() - began
         again["encoded"] += encoded["this_run"].get("committed", 0)
         again["answered"] += answered["this_run"].get("answered", 0)
@@ -97,7 +113,13 @@ def _twice(job: DemoJob, out: Path) -> tuple[list[Line], dict[str, int]]:
     return lines, again
 
 
-def _once(job: DemoJob, out: Path, reducer: str) -> tuple[Report, Report]:
+def _asked(job: DemoJob) -> list[tuple[str, int | None]]:
+    """Return the reducers, those of nest followed by their cuts."""
+    cuts = {reducer: job.budgets if reducer.startswith("nest") else () for reducer in job.reducers}
+    return [(reducer, budget) for reducer in job.reducers for budget in (None, *cuts[reducer])]
+
+
+def _once(job: DemoJob, out: Path, reducer: str, budget: int | None) -> tuple[Report, Report]:
     config = ClusterConfig(runner=job.runner)
     encoded = encode.run(
         EncodeJob(
@@ -111,8 +133,8 @@ def _once(job: DemoJob, out: Path, reducer: str) -> tuple[Report, Report]:
         AnswerJob(
             questions=str(out / "corpus" / "test_q.json"),
             store=str(out / "store"),
-            out=str(_answers(out, reducer)),
-            answer=AnswerConfig(model=job.model, max_new_tokens=8),
+            out=str(_answers(out, reducer, budget)),
+            answer=AnswerConfig(model=job.model, max_new_tokens=8, select=SelectConfig(budget=budget)),
             dataset="activitynet-qa",
             fingerprint=encoded["fingerprint"],
             cluster=config,
@@ -121,12 +143,13 @@ def _once(job: DemoJob, out: Path, reducer: str) -> tuple[Report, Report]:
     return encoded, answered
 
 
-def _answers(out: Path, reducer: str) -> Path:
-    return out / "answers" / "".join(c if c.isalnum() else "-" for c in reducer).strip("-")
+def _answers(out: Path, reducer: str, budget: int | None) -> Path:
+    name = f"{reducer}-{budget}" if budget else reducer
+    return out / "answers" / "".join(c if c.isalnum() else "-" for c in name).strip("-")
 
 
-def _scoring(out: Path, reducer: str) -> EvaluateJob:
-    predictions = str(_answers(out, reducer) / "answers.jsonl")
+def _scoring(out: Path, reducer: str, budget: int | None) -> EvaluateJob:
+    predictions = str(_answers(out, reducer, budget) / "answers.jsonl")
     return EvaluateJob(predictions=predictions, questions=str(out / "corpus" / "test_q.json"), dataset="activitynet-qa")
 
 
@@ -134,7 +157,8 @@ def _print_answers(out: Path, lines: list[Line]) -> None:
     """Print some questions, one of each type first, with the answers of the baseline and the last reducer, and the truth."""
     asked = json.loads((out / "corpus" / "test_q.json").read_text())
     truth = {row["question_id"]: row for row in json.loads((out / "corpus" / "test_a.json").read_text())}
-    said = [_predictions(out, line.reducer) for line in lines]
+    lines = [line for line in lines if line.budget is None]
+    said = [_predictions(out, line) for line in lines]
     shown: dict[int, Any] = {}
     for row in asked:
         shown.setdefault(truth[row["question_id"]]["type"], row)
@@ -145,22 +169,22 @@ def _print_answers(out: Path, lines: list[Line]) -> None:
     _print(rows)
 
 
-def _predictions(out: Path, reducer: str) -> dict[str, str]:
-    rows = map(json.loads, (_answers(out, reducer) / "answers.jsonl").read_text().splitlines())
+def _predictions(out: Path, line: Line) -> dict[str, str]:
+    rows = map(json.loads, (_answers(out, line.reducer, line.budget) / "answers.jsonl").read_text().splitlines())
     return {row["question_id"]: row["prediction"] or row["status"] for row in rows}
 
 
 def _print_table(lines: list[Line]) -> None:
     head = ["reducer", "tokens per video", "bytes per video", "accuracy", "95 % interval", "first run s", "second run s"]
-    _print([head, *[[line.reducer, *_figures(line), f"{line.first_s:.1f}", f"{line.second_s:.1f}"] for line in lines]])
+    _print([head, *[[line.name, *_figures(line), f"{line.first_s:.1f}", f"{line.second_s:.1f}"] for line in lines]])
 
 
 def _figures(line: Line) -> list[str]:
     exact = line.scores["exact"]
     low, high = exact["low"], exact["high"]
-    encoded = line.encoded
+    stored = str(line.encoded["bytes_per_video"]) if line.budget is None else "the same"
     interval = "" if low is None else f"{low:.3f} to {high:.3f}"
-    return [f"{encoded['tokens_per_video']:.0f}", f"{encoded['bytes_per_video']}", f"{exact['accuracy']:.3f}", interval]
+    return [f"{line.tokens:.0f}", stored, f"{exact['accuracy']:.3f}", interval]
 
 
 def _print(rows: list[list[str]]) -> None:
@@ -172,8 +196,8 @@ def _print(rows: list[list[str]]) -> None:
 
 def _summary(job: DemoJob, lines: list[Line], again: dict[str, int]) -> Report:
     per_reducer = {
-        line.reducer: {
-            "tokens_per_video": line.encoded["tokens_per_video"],
+        line.name.strip(): {
+            "tokens_per_video": line.tokens,
             "bytes_per_video": line.encoded["bytes_per_video"],
             "accuracy": line.scores["exact"]["accuracy"],
             "first_run_s": round(line.first_s, 2),

@@ -22,10 +22,10 @@ from transformers import AutoTokenizer, GenerationConfig, VideoLlavaConfig
 from transformers.models.video_llava.modeling_video_llava import VideoLlavaMultiModalProjector
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.engine import Reply, VideoQuestions
 from pipeline.errors import ConfigError
 from pipeline.llama_export import export_llama, llama_tensors
 from pipeline.prompts import PromptTemplate, split_prompt, video_token_id
+from pipeline.replies import Reply, VideoQuestions
 from pipeline.vocabulary import eos_ids, never_said, reserved_ids
 
 MISSING = "the engine vllm is not installed; pip install 'framefold[vllm]', or answer with the engine transformers"
@@ -134,6 +134,10 @@ class VllmEngine:
                 replies[question.video][question.at] = reply
         return [[reply for reply in row if reply is not None] for row in replies]
 
+    def converse(self, group: VideoQuestions) -> list[Reply]:
+        """Raises ConfigError: turns are asked one by one here, and nothing would keep what was said."""
+        raise ConfigError("the engine vllm holds no conversations: answer turns with the engine transformers")
+
     def _batches(self, groups: Sequence[VideoQuestions], replies: list[list[Reply | None]]) -> Iterator[list[_Question]]:
         """Yield the questions to run, video by video, while their embeddings fit; put the other replies in their place."""
         batch: list[_Question] = []
@@ -162,7 +166,7 @@ class VllmEngine:
                 f"stored tokens have shape {tuple(group.features.shape)}, this model's projector takes (S, {width}): "
                 "the store was encoded with another model"
             )
-        if getattr(group, "positions", None) is not None:
+        if group.positions is not None:
             raise ConfigError("the engine vllm numbers positions itself: expected positions compact, got original")
 
     def _before(self, group: VideoQuestions) -> Tensor:
