@@ -19,7 +19,7 @@ from reducers.fit import Clip, summed
 STEP = 2.0**-16
 TAKEN = -1.0
 """The gain of a row that has its rank."""
-STALE = 12
+STALE = 16
 """Gains that lazy greedy looks at anew in one go."""
 BLOCK = 256
 """Rows of a kernel that are made in one go."""
