@@ -372,3 +372,40 @@ def test_batches_shrink_once_memory_has_run_out() -> None:
     assert asked.max_batch_tokens == 4000 * 9 // 16
     assert said == engine(max_batch_tokens=4000).answer(made)
     assert engine().max_batch_tokens > 0
+
+
+BF16_LOGITS = 0.05
+"""Most that a logit of the shared-prefix path may be off in bfloat16, as a share of the spread of a row's logits."""
+
+
+@torch.inference_mode()
+def test_in_bfloat16_logits_stay_within_the_stated_tolerance() -> None:
+    """Against one full forward per question in the same type, and no worse than that forward is against float32."""
+    prompt = {"max_new_tokens": 1}
+    exact, rough = (TransformersEngine.load(SHAPES, TEMPLATE, device="cpu", dtype=d, **prompt) for d in ("float32", "bfloat16"))
+    questions = ["what color is the ring", "how many objects are in the video", "which way does it move"]
+    made = groups([(100, questions[:2]), (37, questions[2:])], 128)
+    shared, alone, true = [], [], []
+    original = rough._next_ids
+
+    def watched(ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Tensor:
+        run = {"attention_mask": mask, "position_ids": position, "past_key_values": cache, "use_cache": True}
+        hidden = rough.model.model.language_model(inputs_embeds=rough._embed(ids), **run).last_hidden_state
+        shared.extend(rough.model.lm_head(hidden[:, -1]).float())
+        return shared[-1].new_zeros(len(ids), dtype=torch.long)
+
+    rough._next_ids = watched
+    rough.answer(made)
+    rough._next_ids = original
+    order = sorted(((g, q) for g in made for q in g.questions), key=lambda pair: len(rough.split(pair[1]).suffix))
+    for group, question in order:
+        for asked, logits in ((rough, alone), (exact, true)):
+            split = asked.split(question)
+            visual = asked.model.model.multi_modal_projector(group.features.to(asked.model.dtype))
+            rows = torch.cat([asked._embed(torch.tensor(split.prefix)), visual, asked._embed(torch.tensor(split.suffix))])
+            hidden = asked.model.model.language_model(inputs_embeds=rows[None]).last_hidden_state
+            logits.append(asked.model.lm_head(hidden[0, -1]).float())
+    one, two, three = torch.stack(shared), torch.stack(alone), torch.stack(true)
+    spread = three.std(dim=1, keepdim=True)
+    assert ((one - two).abs() / spread).max() <= BF16_LOGITS
+    assert ((one - three).abs() / spread).max() <= 2 * BF16_LOGITS
