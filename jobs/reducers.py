@@ -21,6 +21,8 @@ def run(job: ReducersJob) -> Report:
     """Print a line per reducer; the report holds the same as data."""
     from jobs.catalogue import entry, markdown
     from reducers.registry import names
+    from reducers.spending import SECOND
+    from reducers.stages import FIRST
 
     if job.pictures is not None:
         from jobs.pictures import write
@@ -34,7 +36,10 @@ def run(job: ReducersJob) -> Report:
         arguments = ", ".join(f"{key}: {told['type']} = {told['default']}" for key, told in about["parameters"].items())
         when = " (reads the question: give it to framefold answer)" if about["needs_text"] else ""
         sys.stdout.write(f"{name}({arguments})\n    {about['summary']}{when}\n")
-    return {"reducers": listed}
+    sys.stdout.write(f"\ncompositions: one of {', '.join(FIRST)}, then one of {', '.join(SECOND)}\n")
+    for name, first in FIRST.items():
+        sys.stdout.write(f"{name}(...)|...\n    {first.about}\n")
+    return {"reducers": listed, "compositions": {"first": list(FIRST), "second": list(SECOND)}}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -114,3 +114,13 @@ def test_the_command_writes_a_file_for_each(tmp_path: Path, drawn: dict[str, byt
     report = run(ReducersJob(pictures=str(tmp_path / "new")))
     assert report["pictures"] == sorted(drawn) == sorted(file_name(spec) for spec in PICTURED.values())
     assert {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()} == drawn
+
+
+def test_the_list_names_what_can_be_composed(capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it parses."""
+    report = run(ReducersJob())
+    shown = capsys.readouterr().out
+    for first in report["compositions"]["first"]:
+        assert f"{first}(...)|..." in shown
+        for second in report["compositions"]["second"]:
+            assert parse(f"{first}|{second}").name == f"{first}|{second}"
