@@ -134,8 +134,22 @@ def dense_merge(
     """Merge the valid points of each row into its densest ones, which keep a weight of beta, or their even share.
 
     Returns:
-        Centres (R, n) bool, their values (R, n, D), and the centre of each valid point (R, n).
+        Centres (R, n) bool, their values (R, n, D), and the centre of each valid point (R, n). A row without a centre stays.
     """
+    some_R = centres_R > 0
+    if bool(some_R.all()):
+        return _dense_merge(x_RnD, valid_Rn, centres_R, neighbours_R, beta)
+    centre_Rn, value_RnD = torch.zeros_like(valid_Rn), x_RnD.clone()
+    nearest_Rn = torch.arange(x_RnD.shape[1], device=x_RnD.device).repeat(len(x_RnD), 1)
+    if bool(some_R.any()):
+        part = _dense_merge(x_RnD[some_R], valid_Rn[some_R], centres_R[some_R], neighbours_R[some_R], beta)
+        centre_Rn[some_R], value_RnD[some_R], nearest_Rn[some_R] = part
+    return centre_Rn, value_RnD, nearest_Rn
+
+
+def _dense_merge(
+    x_RnD: Tensor, valid_Rn: Tensor, centres_R: Tensor, neighbours_R: Tensor, beta: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     gap_Rnn = distances(x_RnD)
     centre_Rn = top_mask(density_peaks(gap_Rnn, valid_Rn, neighbours_R), centres_R) & valid_Rn
     index_n = torch.arange(x_RnD.shape[1], device=x_RnD.device)

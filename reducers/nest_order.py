@@ -53,7 +53,7 @@ class NestConfig:
     """Weight of what a token takes in."""
 
     def __post_init__(self) -> None:
-        if self.superset < 1 or self.spread < 0 or not 1 <= (self.keep or 1) <= self.superset:
+        if self.superset < 1 or self.spread < 0 or not 1 <= (1 if self.keep is None else self.keep) <= self.superset:
             got = f"{self.keep}, {self.superset} and {self.spread}"
             raise BudgetError(f"expected 1 <= keep <= superset and spread >= 0, got {got}")
         if not self.gamma > 0 or not self.cap > 0 or (self.memory is not None and not self.memory > 0):
