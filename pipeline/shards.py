@@ -290,9 +290,9 @@ class _Window:
     """A file of which only one range is at hand."""
 
     def __init__(self, content: bytes, offset: int) -> None:
-        self.content, self.offset, self.at, self.closed = content, offset, offset, False
+        self.content, self.offset, self.at, self.closed = memoryview(content), offset, offset, False
 
-    def read(self, count: int = -1) -> bytes:
+    def read(self, count: int = -1) -> memoryview:
         start = self.at - self.offset
         end = len(self.content) if count < 0 else start + count
         if start < 0 or end > len(self.content):

@@ -122,8 +122,8 @@ class TokenStore:
         rows = encoded.to_pylist()
         known = [self.index.get(row["video_id"]) for row in rows]
         fresh = [row for row, old in zip(rows, known, strict=True) if _is_new(row, old)]
-        good = sorted((row for row in fresh if row["error_class"] is None), key=lambda row: str(row["video_id"]))
-        places = self._write(good) if good else {}
+        good = [at for at, row in enumerate(rows) if row["error_class"] is None and _is_new(row, known[at])]
+        places = self._write(encoded, rows, sorted(good, key=lambda at: str(rows[at]["video_id"]))) if good else {}
         listed = [_index_row(row, self.index.get(row["video_id"]), places.get(row["video_id"])) for row in fresh]
         created = self.index.append(listed) if listed else False
         written = {row["video_id"] for row in fresh} if created else set()
@@ -158,15 +158,15 @@ class TokenStore:
             payload_sha256=row["payload_sha256"],
         )
 
-    def _write(self, rows: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-        """Write a shard and return where each entry lies."""
-        entries = [{name: row.get(name) for name in ENTRY.names} for row in rows]
-        for entry in entries:
-            entry["payload_sha256"] = payload_digest(entry)
-        places = write_entries(self.fs, self.tokens, pa.Table.from_pylist(entries, schema=ENTRY))
+    def _write(self, encoded: pa.Table, rows: list[dict[str, Any]], good: list[int]) -> dict[Any, dict[str, Any]]:
+        """Write some rows as a shard and return where each entry lies. Payloads stay in Arrow."""
+        digests = [payload_digest(rows[at]) for at in good]
+        kept = encoded if good == list(range(encoded.num_rows)) else encoded.take(pa.array(good))
+        entries = kept.append_column("payload_sha256", pa.array(digests, pa.string())).select(ENTRY.names).cast(ENTRY)
+        places = write_entries(self.fs, self.tokens, entries)
         return {
-            entry["video_id"]: {**place, "payload_sha256": entry["payload_sha256"]}
-            for entry, place in zip(entries, places, strict=True)
+            rows[at]["video_id"]: {**place, "payload_sha256": digest}
+            for at, digest, place in zip(good, digests, places, strict=True)
         }
 
 
