@@ -1,10 +1,13 @@
-"""The store beside raw pyarrow in one run: write, sequential read, one look-up, and "nothing to do" over 10,000 videos."""
+"""The store beside raw pyarrow in one run: write, sequential read, one look-up, and how it grows: open, memory, second run."""
 
+import gc
+import hashlib
 import os
 import statistics
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +39,9 @@ class StoreBench:
     width: int = 1024
     """Values of each token."""
     videos: int = 10_000
-    """Videos of the look for what is left to do."""
+    """Videos of the store that is opened, and of the look for what is left to do."""
+    videos_per_unit: int = 64
+    """How many of these are committed together, as `framefold encode` has it: so many rows has a fragment."""
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -48,8 +53,19 @@ def timed(work: Callable[[], Any]) -> float:
 
 def corpus(names: Sequence[str]) -> pa.Table:
     """Return a corpus of these videos."""
-    rows = [{"video_id": name, "uri": f"/videos/{name}.mp4", "source_hint": '{"size":1}'} for name in names]
+    rows = [{"video_id": name, "uri": f"/videos/{name}.mp4", "source_hint": hint(name)} for name in names]
     return pa.Table.from_pylist(rows, schema=CORPUS)
+
+
+def digest(name: str) -> str:
+    """Return what stands for the SHA-256 of a video: as hard to compress as a real one."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def hint(name: str) -> str:
+    """Return a source hint as local disk gives it, another for each video."""
+    drawn = int(digest(name)[:16], 16)
+    return f'{{"mtime":{1_763_000_000_000_000_000 + drawn % 10**15},"size":{drawn % 10**7}}}'
 
 
 def encoded(names: Sequence[str], tokens: int, width: int) -> pa.Table:
@@ -62,7 +78,7 @@ def _row(name: str, tokens: int, width: int) -> dict[str, Any]:
     return {
         "video_id": name,
         "uri": f"/videos/{name}.mp4",
-        "source_hint": '{"size":1}',
+        "source_hint": hint(name),
         "features": random.normal(size=(tokens, width)).astype("<f2").tobytes(),
         "shape": [tokens, width],
         "dtype": "float16",
@@ -74,8 +90,8 @@ def _row(name: str, tokens: int, width: int) -> dict[str, Any]:
         "grid": [8, 16, 16],
         "timestamps_s": [0.0, 0.5],
         "decoder": "pyav",
-        "source_sha256": f"{0:064x}",
-        "source_bytes": 100,
+        "source_sha256": digest(name),
+        "source_bytes": int(digest(name)[:16], 16) % 10**7,
         "substituted_frames": 0,
         "error_class": None,
         "error": None,
@@ -87,7 +103,7 @@ def run(job: StoreBench) -> Report:
     say(describe())
     throughput(job)
     with tempfile.TemporaryDirectory() as folder:
-        nothing_to_do(folder, job.videos)
+        growth(folder, job.videos, job.videos_per_unit)
     return {"silent": True}
 
 
@@ -146,18 +162,40 @@ def raw(folder: Path, units: list[pa.Table]) -> tuple[float, float]:
     return timed(write), timed(read)
 
 
-def nothing_to_do(folder: str, videos: int) -> None:
-    """Commit small entries, then time a fresh open and the anti-join of the whole corpus."""
+def growth(folder: str, videos: int, unit: int) -> None:
+    """Commit small entries, then open the store and ask what of the whole corpus is left, beside reading the same fragments."""
     store = TokenStore.create(folder, SPEC)
     names = [f"v{number:06}" for number in range(videos)]
-    for start in range(0, videos, 256):
-        store.commit(encoded(names[start : start + 256], 1, 4))
+    for start in range(0, videos, unit):
+        store.commit(encoded(names[start : start + unit], 1, 4))
     asked = corpus(names)
-    began = time.perf_counter()
-    opened = TokenStore.open(folder)
-    open_s = time.perf_counter() - began
-    left = opened.missing(asked).num_rows
-    say(f"open {videos} entries {open_s:.2f} s; nothing to do ({left} missing) {time.perf_counter() - began:.2f} s")
+    fragments = sorted(Path(store.index.folder).glob("*.parquet"))
+    open_s, raw_s = timed(lambda: TokenStore.open(folder)), timed(lambda: listed(fragments))
+    left_s = timed(lambda: TokenStore.open(folder).missing(asked))
+    say(f"{videos} entries in {len(fragments)} fragments")
+    say(f"open       {open_s:8.2f} s      raw pyarrow {raw_s:8.2f} s")
+    held, raw_held = held_bytes(lambda: TokenStore.open(folder)), held_bytes(lambda: listed(fragments))
+    say(f"memory     {held / videos:8.0f} bytes per entry, raw pyarrow {raw_held / videos:.0f}")
+    say(f"open and find nothing to do ({TokenStore.open(folder).missing(asked).num_rows} missing) {left_s:.2f} s")
+    look_up(TokenStore.open(folder))
+
+
+def listed(fragments: list[Path]) -> pa.Table:
+    """Return all rows of an index as pyarrow has them: no digest, no order, no look-up."""
+    return pa.concat_tables([open_parquet(path).read(use_threads=False) for path in fragments])
+
+
+def held_bytes(build: Callable[[], Any]) -> int:
+    """Return the bytes that Arrow and Python hold more once something is built."""
+    gc.collect()
+    tracemalloc.start()
+    before = pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0]
+    built = build()
+    gc.collect()
+    held = pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    del built
+    return held
 
 
 def main(args: Sequence[str] | None = None) -> int:
