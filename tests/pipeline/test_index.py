@@ -114,3 +114,25 @@ def test_a_fragment_survives_its_file(tmp_path: Path) -> None:
     content = fragment(rows)
     name = hashlib.sha256(content).hexdigest()
     assert parse_fragment(f"{name}.parquet", content).to_pylist() == rows
+
+
+def test_an_older_generation_that_is_seen_later_does_not_win(tmp_path: Path) -> None:
+    """Storage lists as it likes; the rule asks for no order."""
+    index = Index(open_root(str(tmp_path))[0], str(tmp_path))
+    for generation in (2, 1, 3, 2):
+        index.append([listed("a", generation=generation, uri=f"{generation}")])
+        index.refresh()
+    assert (index.get("a") or {})["generation"] == 3
+
+
+def test_fragments_merged_between_listing_and_reading_are_read_where_they_went(tmp_path: Path) -> None:
+    """What was listed is gone, what it was merged into is read in its place."""
+    index = Index(open_root(str(tmp_path))[0], str(tmp_path))
+    units = [[listed("a")], [listed("b")]]
+    for unit in units:
+        index.append(unit)
+    seen = sorted(str(path) for path in tmp_path.iterdir())
+    index.append([*units[0], *units[1]])
+    for path in seen:
+        Path(path).unlink()
+    assert list(index._contents(seen)) == [index.path([*units[0], *units[1]])]
