@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import tyro
 
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.redaction import redact, redact_all, secrets_of
 
 DONE, FAILED, WRONG_SETTING, STOPPED, FAULT = range(5)
 BOX = re.compile(r"[╭╮╰╯│─┃━\x1b]+(?:\[[0-9;]*m)?")
@@ -29,9 +30,8 @@ Report = dict[str, Any]
 
 def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[str] | None = None) -> int:
     """Parse the flags of a job, run it, print its report. Returns the exit code."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    for noisy in ("httpx", "botocore", "aiobotocore", "s3fs", "fsspec", "ray"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    secrets = _secrets(sys.argv[1:] if args is None else args)
+    _configure_logs(secrets)
     try:
         report = run(_parse(job, prog, args))
     except KeyboardInterrupt:
@@ -40,13 +40,42 @@ def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[s
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        return _failed(error)
+        return _failed(error, secrets)
     code = int(report.get("exit_code", DONE))
     if report.get("silent"):
         return code
-    sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(redact_all(report, secrets), ensure_ascii=False) + "\n")
     sys.stdout.flush()
     return code
+
+
+class _Redacted(logging.Formatter):
+    """Lines without secrets, tracebacks included."""
+
+    def __init__(self, secrets: frozenset[str]) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self.secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record), self.secrets)
+
+
+def _configure_logs(secrets: frozenset[str]) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacted(secrets))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for noisy in ("httpx", "botocore", "aiobotocore", "s3fs", "fsspec", "ray"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _secrets(args: Sequence[str]) -> frozenset[str]:
+    """Return the secrets in the JSON objects of a command line: storage options, parsed or not."""
+    found: set[str] = set()
+    for text in args:
+        with contextlib.suppress(ValueError):
+            options = json.loads(text[text.find("{") :])
+            found |= secrets_of(options) if isinstance(options, dict) else set()
+    return frozenset(found)
 
 
 def _parse(job: type[J], prog: str, args: Sequence[str] | None) -> J:
@@ -62,15 +91,15 @@ def _parse(job: type[J], prog: str, args: Sequence[str] | None) -> J:
         raise ConfigError(text.removeprefix("Parsing error ") or f"wrong arguments, see {prog} --help") from error
 
 
-def _failed(error: Exception) -> int:
+def _failed(error: Exception, secrets: frozenset[str]) -> int:
     """Print one line for an error of ours, however deep Ray has wrapped it; anything else is a defect and is shown whole."""
     for cause in _causes(error):
         if isinstance(cause, ConfigError):
-            return _say(str(cause), WRONG_SETTING)
+            return _say(redact(str(cause), secrets), WRONG_SETTING)
         if isinstance(cause, PipelineError):
-            return _say(str(cause), FAULT)
+            return _say(redact(str(cause), secrets), FAULT)
     logging.getLogger(__name__).exception("the job failed")
-    return _say(f"{type(error).__name__}: {error}", FAULT)
+    return _say(redact(f"{type(error).__name__}: {error}", secrets), FAULT)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -78,7 +78,8 @@ class DecodeChild:
             self._send(request)
             reply = self._line(deadline)
             if "error_class" in reply:
-                raise self._refused(VideoError(reply["error_class"], reply["error"]))
+                error = VideoError(reply["error_class"], reply["error"])
+                raise self._end(error) if reply.get("worn") else error
             if request["measure"]:
                 return {"duration_s": float(reply["duration_s"])}
             frames = self._bytes(self._clip_bytes(reply), deadline)
@@ -159,10 +160,6 @@ class DecodeChild:
             return self._end(VideoError("KILLED", f"killed from outside by {signal.Signals(-code).name}, {TRIES} times"))
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return self._end(VideoError("CRASHED", f"the decoding process died: {name}"))
-
-    def _refused(self, error: VideoError) -> VideoError:
-        """Return the error; a child that ran out of memory is ended, since native libraries seldom survive it whole."""
-        return self._end(error) if error.code == "OUT_OF_MEMORY" else error
 
     def _end(self, error: VideoError) -> VideoError:
         """End the child for an error, and return the error."""

@@ -62,7 +62,8 @@ def _answer(answers: BinaryIO, request: dict[str, Any], config: Any, side_px: in
     except (MemoryError, BlockingIOError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        return _say(answers, {"error_class": "OUT_OF_MEMORY", "error": f"more than {config.memory_mb} MB were needed"})
+        said = f"more than {config.memory_mb} MB were needed"  # native libraries seldom survive that whole
+        return _say(answers, {"error_class": "OUT_OF_MEMORY", "error": said, "worn": True})
     except (FFmpegError, OSError, ValueError, ArithmeticError, LookupError) as error:  # numbers of a file led astray
         return _say(answers, {"error_class": "CORRUPT", "error": f"{type(error).__name__}: {error}"[:200]})
     _say(

@@ -4,6 +4,8 @@
 bytes cannot be trusted, stop. `VideoError`: this one video only; its code becomes a row and the run goes on.
 """
 
+from pipeline.redaction import redact
+
 VIDEO_CODES = frozenset(
     {
         "NOT_FOUND",
@@ -26,7 +28,10 @@ VIDEO_CODES = frozenset(
 
 
 class PipelineError(Exception):
-    """Root of every error that this project raises on purpose."""
+    """Root of every error that this project raises on purpose. Users, passwords and signatures of URLs are taken out."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class ConfigError(PipelineError):
@@ -45,7 +50,7 @@ class VideoError(PipelineError):
             raise ValueError(f"unknown video error code {code!r}, expected one of {sorted(VIDEO_CODES)}")
         super().__init__(f"{code}: {detail}")
         self.code = code
-        self.detail = detail
+        self.detail = redact(detail)
 
     def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
         """Rebuild from code and detail, so that the error survives the way back from a child process."""

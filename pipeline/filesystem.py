@@ -167,7 +167,7 @@ def read_bytes(fs: Any, path: str, start: int | None = None, end: int | None = N
     """Return a file, or a range of it. Raises StoreError where it cannot be read in full."""
     try:
         return patiently(path, lambda: _read(fs, path, start, end))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, MemoryError) as error:  # the last two for ranges that no file has
         raise StoreError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
 
 

@@ -21,6 +21,7 @@ from pipeline.schema import INDEX
 
 TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE", "DAMAGED", "KILLED"})
 """Failures of storage or of the machine rather than of a video: tried again in every run."""
+DIGEST = "^[0-9a-f]{64}$"
 RECENT = 4096
 """Rows that are kept beside the packed ones before all are packed again: a commit must not cost a look at every video."""
 TRIES = 5
@@ -130,9 +131,21 @@ def parse_fragment(path: str, content: bytes) -> pa.Table:
         found = from_parquet(content)
         if "stored_id" not in found.column_names:
             found = found.append_column(INDEX.field("stored_id"), pa.nulls(len(found), pa.string()))
-        return found if found.schema.equals(INDEX) else found.select(INDEX.names).cast(INDEX)
+        rows = found if found.schema.equals(INDEX) else found.select(INDEX.names).cast(INDEX)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise StoreError(f"{path}: not an index fragment of this version: {error}") from error
+    if not _is_well_formed(rows):
+        raise StoreError(f"{path}: expected rows with a status and a generation, and shards named by digests")
+    return rows
+
+
+def _is_well_formed(rows: pa.Table) -> bool:
+    """Tell whether rows can be ordered, and name shards by digests: a shard's name becomes part of a path."""
+    good = pc.and_(pc.is_valid(rows["video_id"]), pc.is_valid(rows["generation"]))
+    good = pc.and_(good, pc.is_in(rows["status"], value_set=pa.array(["committed", "failed"])))
+    good = pc.and_(good, pc.fill_null(pc.match_substring_regex(rows["shard"], DIGEST), True))
+    good = pc.and_(good, pc.fill_null(pc.greater_equal(rows["tokens"], 0), True))
+    return rows.num_rows == 0 or bool(pc.all(good).as_py())
 
 
 ORDER = (

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.errors import PipelineError
+from pipeline.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def patiently(what: str, call: Callable[[], T], sleep: Callable[[float], None] =
                     raise OSError(f"{type(error).__name__}: {error}") from error
                 raise
             wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (number - 1)) * random.uniform(0.5, 1.5)
-            logger.warning("%s: %s: %s; try %d of %d in %.1f s", what, type(error).__name__, error, number + 1, TRIES, wait)
+            said = redact(f"{what}: {type(error).__name__}: {error}")
+            logger.warning("%s; try %d of %d in %.1f s", said, number + 1, TRIES, wait)
         sleep(wait)
     raise AssertionError("unreachable")

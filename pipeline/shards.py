@@ -35,6 +35,10 @@ SPARE_BYTES, SPARE_BYTES_PER_ENTRY = 1 << 16, 1 << 14
 MAGIC = b"PAR1"
 DAMAGE = (pa.ArrowException, OSError, KeyError, IndexError, ValueError, TypeError, OverflowError, struct.error)
 """What comes of reading a file in which any byte may have changed: a footer may turn lists to numbers and names to noise."""
+MOST_PATCHES = 2**31 - 1
+"""Of a clip: an anchor is an int32."""
+MOST_UNPACKED = 16
+"""How many times its stored size an entry may take in memory: features are stored as they are, and outweigh the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,13 @@ class Place:
     offset: int
     length: int
     payload_sha256: str
+
+    def __post_init__(self) -> None:
+        """Raise StoreError for what an index should never say: it may come from another hand."""
+        numbers = (self.row_group, self.offset, self.length)
+        if None in (*numbers, self.payload_sha256) or min(numbers) < 0 or self.offset < len(MAGIC) or self.length < 1:
+            where = f"row group {self.row_group}, {self.length} bytes at {self.offset}"
+            raise StoreError(f"{self.shard}: no entry can lie in {where}")
 
 
 def payload_digest(row: Mapping[str, Any]) -> str:
@@ -173,6 +184,7 @@ class ShardReader:
     def row(self, place: Place) -> dict[str, Any]:
         """Return one row of `schema.ENTRY`, checked as `read` does."""
         metadata = self.footer(place.shard)
+        _check_place(place, metadata)
         content = read_bytes(self.fs, place.shard, place.offset, place.offset + place.length)
         return decode_row(place, metadata, content)
 
@@ -198,7 +210,20 @@ def write_entries(fs: Any, folder: str, entries: pa.Table) -> list[dict[str, Any
 
 def decode_entry(place: Place, metadata: Any, content: bytes) -> Entry:
     """Return the entry whose row group has these bytes. Any: pyarrow's metadata is untyped."""
+    _check_place(place, metadata)
     return entry_of(decode_row(place, metadata, content), place.shard)
+
+
+def _check_place(place: Place, metadata: Any) -> None:
+    """Raise StoreError unless an entry's range and its size in memory can be. Any: pyarrow's metadata is untyped.
+
+    Only plain numbers of the footer are looked at: pyarrow 26.0 ends the process on a damaged column of one.
+    """
+    if place.row_group >= metadata.num_row_groups:
+        raise StoreError(f"{place.shard}: no row group {place.row_group}, there are {metadata.num_row_groups}")
+    unpacked = metadata.row_group(place.row_group).total_byte_size
+    if not 0 <= unpacked <= SPARE_BYTES + MOST_UNPACKED * place.length:
+        raise StoreError(f"{place.shard}: row group {place.row_group} would take {unpacked} bytes, from {place.length}")
 
 
 def decode_row(place: Place, metadata: Any, content: bytes) -> dict[str, Any]:
@@ -211,6 +236,7 @@ def decode_row(place: Place, metadata: Any, content: bytes) -> dict[str, Any]:
         held = set(table.column_names)
         row = {name: _value(table[name][0]) for name in ENTRY.names if name in held or name not in EXTRAS}
         lost = any(row[name] is None for name in ENTRY.names if name not in EXTRAS)
+        lost = lost or any(None in row[name] for name in ("shape", "grid", "timestamps_s"))
         digest = None if lost else payload_digest(row)
     except DAMAGE as error:
         raise StoreError(f"{place.shard}: row group {place.row_group} is damaged: {error}") from error
@@ -231,6 +257,8 @@ def entry_of(row: Mapping[str, Any], where: str) -> Entry:
         raise StoreError(f"{where}: expected dtype float16 or int8, got {row['dtype']!r}")
     if len(shape) != 2 or len(grid) != 3 or min(*shape, *grid) < 0:
         raise StoreError(f"{where}: expected shape [S, D] and grid [F, gh, gw], got {shape} and {grid}")
+    if grid[0] * grid[1] * grid[2] > MOST_PATCHES:
+        raise StoreError(f"{where}: expected at most {MOST_PATCHES} patches, got a grid of {grid}")
     _check_lengths(row, where)
     return Entry(
         video_id=row["video_id"],
@@ -271,7 +299,7 @@ def _check_lengths(row: Mapping[str, Any], where: str) -> None:
 def _features(row: Mapping[str, Any]) -> npt.NDArray[np.float16]:
     """Return features (S, D)."""
     if row["dtype"] == "int8":
-        return from_int8(row["features"], row["scale"])
+        return from_int8(row["features"], row["scale"]).reshape(row["shape"])
     return np.frombuffer(row["features"], "<f2").reshape(row["shape"])
 
 

@@ -117,8 +117,8 @@ def _check_shard(fs: Any, path: str, shard: str, rows: list[dict[str, Any]], rep
         report.damaged += [row["video_id"] for row in rows]
         return
     for row in rows:
-        place = Place(shard=path, **{n: row[n] for n in ("row_group", "offset", "length", "payload_sha256")})
         try:
+            place = Place(shard=path, **{n: row[n] for n in ("row_group", "offset", "length", "payload_sha256")})
             entry = decode_entry(place, metadata, content[place.offset : place.offset + place.length])
             stored_id = row["stored_id"] or row["video_id"]
             if entry.video_id != stored_id:

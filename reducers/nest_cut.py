@@ -41,6 +41,11 @@ class StoredNest:
         place_R = order.rank[patch_S].argsort()
         if not torch.equal(order.rank[patch_S].long()[place_R], torch.arange(len(place_R))):
             raise ReducerError("the ranks of these tokens are no permutation")
+        ranks, tokens = len(place_R), len(stored.features)
+        if not _within(order.parent[patch_S], 0, ranks) or not _within(owner, -1, tokens):
+            raise ReducerError(f"expected parents below {ranks} and owners below {tokens}, at least -1")
+        if not _within(stored.anchor[patch_S], 0, len(owner)):
+            raise ReducerError(f"expected anchors of {len(owner)} patches")
         at_R = patch_S.nonzero()[:, 0][place_R]
         rank_S = torch.cat([order.rank.long(), torch.tensor([-1])])
         frames = stored.kind == CLS
@@ -101,3 +106,8 @@ class StoredNest:
         ends = torch.tensor([0, frames])
         shape = VisualTokens(features=nothing, cls=self.cls, grid=(height, width), clip_ptr=ends, captures={})
         return joined(shape, [found], [split])
+
+
+def _within(values: Tensor, least: int, end: int) -> bool:
+    """Tell whether all values are at least `least` and below `end`."""
+    return values.numel() == 0 or (int(values.min()) >= least and int(values.max()) < end)

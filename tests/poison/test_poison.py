@@ -123,7 +123,7 @@ def test_a_file_that_takes_all_memory_is_refused_and_recorded(tmp_path: Path) ->
         assert rows[0]["error_class"] in ("OUT_OF_MEMORY", "CRASHED")
         assert rows[0]["source_sha256"]
         assert rows[1]["error_class"] is None
-        assert sum(stage.child.ended.values()) == 1
+        assert rows[1]["frames"]
     with Decode(DecodeConfig(), side_px=32) as stage:
         assert stage(corpus(bomb))["error_class"].to_pylist() == [None]
 
