@@ -138,6 +138,8 @@ def test_a_data_reference_to_another_file_is_not_followed(stage: Decode, trap: T
     path = tmp_path / "video.mp4"
     path.write_bytes(craft.pointing_at(str(trap.path)))
     assert one(stage, path)[0]["error_class"] == "CORRUPT"
+    with pytest.raises(VideoError):
+        read_clip(path, "mov", DecodeConfig())  # beside what it names; the stage's own copy stands alone in a folder
     assert not trap.was_read
     opened(path, {"enable_drefs": "1"})
     assert trap.was_read
