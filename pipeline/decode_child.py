@@ -27,7 +27,8 @@ STARTS, START_WAIT_S = 3, 0.5
 TRIES = 2
 """How often a video is decoded whose child was killed from outside: the next one may have been the cause, or nobody's video."""
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that no decoder raises. The kernel sends SIGKILL when the machine's memory runs out, whoever used it up."""
+"""Signals that no decoder raises. The kernel sends SIGKILL when the machine's memory runs out, whoever used it up; Ctrl-C and
+service managers signal the whole process group."""
 REPLY_BYTES = 1 << 20
 ANSWER = {"timestamps_s": list, "decoder": str, "substituted_frames": int}
 """Columns that a child answers beside the frames."""

@@ -18,13 +18,7 @@ GRACE_S = 10.0
 
 
 def main() -> None:
-    """Answer requests until the parent closes the pipe.
-
-    A signal to the whole process group, as from Ctrl-C or a service manager, is the parent's to handle: it lets the child
-    finish the video at hand.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Answer requests until the parent closes the pipe."""
     answers = _private_stdout()
     settings = json.loads(sys.stdin.buffer.readline())
     import torch

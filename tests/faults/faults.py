@@ -11,7 +11,7 @@ from random import Random
 
 from tests.faults.check import Found, check
 from tests.faults.clips import make_clips
-from tests.faults.killing import COMMITTER, DECODE_CHILD, DECODER, ENCODER, Killer, end_all, kill
+from tests.faults.killing import COMMITTER, DECODE_CHILD, DECODER, ENCODER, Killer, end_all, kill, processes
 from tests.faults.nodes import Nodes
 from tests.faults.runs import Ended, Job, Place, again, ended, fragments, place, wait_until
 
@@ -43,7 +43,7 @@ def decode_children(folder: Path, *, videos: int, kills: int, seed: int = 0) -> 
     job = Job(corpus=str(clips.folder), store=str(folder / "store"), words=("--decoders", "2"), unit=2)
     with place() as where:
         run = where.start(job)
-        with Killer(where.mark, DECODE_CHILD, lambda: fragments(job.store), most=kills, seed=seed) as killer:
+        with Killer(where.mark, DECODE_CHILD, lambda: fragments(job.store), most=kills, hold_s=0.4, seed=seed) as killer:
             disturbed = ended(run)
     runs = [disturbed, again(job)]
     found = check(job.store, clips)
@@ -78,7 +78,13 @@ def terminated(folder: Path, *, videos: int, times: int = 1) -> Outcome:
         for _ in range(times):
             run, before = where.start(job), fragments(job.store)
             wait_until(lambda before=before: fragments(job.store) > before, run)
+            children = processes(where.mark, DECODE_CHILD)
+            for pid in children:
+                kill(pid, signal.SIGSTOP)  # so that they have a video in hand
+            time.sleep(0.5)
             os.killpg(run.pid, signal.SIGTERM)
+            for pid in children:
+                kill(pid, signal.SIGCONT)
             runs.append(ended(run))
             struck += runs[-1].code == 3 and "SIGTERM" in runs[-1].said
     runs.append(again(job))

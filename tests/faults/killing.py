@@ -56,6 +56,16 @@ def kill(pid: int, number: int = signal.SIGKILL) -> bool:
     return True
 
 
+def held(pid: int, hold_s: float, number: int = signal.SIGKILL) -> bool:
+    """Stop a process, so that it gets work and does not do it, then send it a signal. Returns whether it was there."""
+    if hold_s:
+        kill(pid, signal.SIGSTOP)
+        time.sleep(hold_s)
+    there = kill(pid, number)
+    kill(pid, signal.SIGCONT)
+    return there
+
+
 class Killer:
     """Kills one process that matches at each of some random moments, while in a `with` statement, and counts them.
 
@@ -63,9 +73,12 @@ class Killer:
     """
 
     def __init__(
-        self, mark: str, pattern: str, progress: Callable[[], int], *, most: int, within_s: float = 1.0, seed: int = 0
-    ) -> None:
-        self.mark, self.pattern, self.progress, self.most, self.within_s = mark, pattern, progress, most, within_s
+        self, mark: str, pattern: str, progress: Callable[[], int], *, most: int, within_s: float = 1.0, hold_s: float = 0,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        """`hold_s`: stop the process for so long before it is killed, so that it dies with work in hand."""
+        self.mark, self.pattern, self.progress, self.most = mark, pattern, progress, most
+        self.within_s, self.hold_s = within_s, hold_s
         self.random = Random(seed)
         self.kills = 0
         self._stop = threading.Event()
@@ -86,7 +99,7 @@ class Killer:
             if victims and self.progress() > before:
                 before = self.progress()
                 self._stop.wait(self.random.uniform(0, self.within_s))
-                self.kills += kill(self.random.choice(victims))
+                self.kills += held(self.random.choice(victims), self.hold_s)
             self._stop.wait(0.1)
 
 

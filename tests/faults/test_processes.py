@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.store import TokenStore
 from tests.faults import faults
+from tests.tables import SPEC, corpus, encoded, failed
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -29,3 +31,11 @@ def test_a_signal_to_the_whole_group_is_put_down_to_no_video(tmp_path: Path) -> 
     outcome = faults.terminated(tmp_path, videos=36)
     assert outcome.runs[0].code == 3
     assert outcome.ok, outcome
+
+
+def test_a_video_whose_process_was_killed_is_tried_in_every_run(tmp_path: Path) -> None:
+    """Whoever killed it, it says nothing about the video; a crash does."""
+    store = TokenStore.create(str(tmp_path), SPEC)
+    store.commit(encoded([failed("killed", "KILLED"), failed("crashed", "CRASHED")]))
+    store.refresh()
+    assert store.missing(corpus("crashed", "killed"))["video_id"].to_pylist() == ["killed"]
