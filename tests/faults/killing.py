@@ -15,6 +15,7 @@ MARK = "FRAMEFOLD_FAULTS_RUN"
 DECODE_CHILD = r"pipeline\.decode_worker"
 DECODER, ENCODER, COMMITTER = r"ray::.*Decode\b", r"ray::.*Encode\b", r"ray::.*Commit\b"
 """What the command lines of the processes contain; Ray names its workers after the stage."""
+STAGES = "|".join((DECODE_CHILD, DECODER, ENCODER, COMMITTER))
 
 
 def processes(mark: str, pattern: str = "", but: Collection[int] = ()) -> list[int]:
