@@ -189,6 +189,29 @@ def test_ids_that_no_answer_may_hold_never_win(start: Any, tmp_path: Path) -> No
 
 
 @needs_vllm
+def test_ids_that_no_answer_may_hold_never_win_where_all_others_are_unlikely(start: Any, tmp_path: Path) -> None:
+    """Every other logit is far below zero, which is what the rows of these ids give.
+
+    Column 0 of the residual stream is made a constant that every other row of the output layer counts against.
+    """
+    path = lively_checkpoint(tmp_path / "model", 0)
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if name.endswith("embed_tokens.weight"):
+            tensor[:, 0] = 12
+        elif name.endswith(("o_proj.weight", "down_proj.weight", "linear_2.weight")) and "tower" not in name:
+            tensor[0] = 0
+        elif name.endswith("linear_2.bias"):
+            tensor[0] = 12
+        elif name.endswith("lm_head.weight"):
+            tensor[:, 0] = -60
+    save_file(tensors, file, metadata={"format": "pt"})
+    videos = groups(RAGGED, 32)
+    assert start(path).answer(videos) == reference(path, videos)
+
+
+@needs_vllm
 def test_out_of_memory_is_a_status_and_the_next_call_answers(start: Any, tmp_path: Path) -> None:
     """Rows of the call have no answer; the engine starts anew and is as before."""
     path = lively_checkpoint(tmp_path / "model", 0)
