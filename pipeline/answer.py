@@ -16,9 +16,9 @@ from pipeline.selection import SelectConfig, Selection, selection_spec
 
 if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, not when a flag is parsed
     from pipeline.checkpoint import Checkpoint
+    from pipeline.entries import Entry
     from pipeline.joint import JointSpace
     from pipeline.replies import Engine, Reply
-    from pipeline.shards import Entry
     from pipeline.store import TokenStore
 
 ENGINES = {"transformers": 1, "vllm": 1}

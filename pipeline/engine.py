@@ -20,23 +20,16 @@ from transformers import AutoTokenizer, VideoLlavaForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
+from pipeline.asking import Askable, Asking
 from pipeline.conversation import Conversation
 from pipeline.errors import ConfigError
 from pipeline.halving import batch_tokens, in_halves
-from pipeline.prompts import PromptTemplate, SplitPrompt, split_prompt, video_token_id
+from pipeline.prompts import PromptTemplate, SplitPrompt, video_token_id
 from pipeline.replies import STATUSES, Engine, Reply, VideoQuestions
 from pipeline.roomy import RoomyLayer
 from pipeline.vocabulary import eos_ids, never_said, reserved_ids
 
 __all__ = ["STATUSES", "Engine", "Reply", "TransformersEngine", "VideoQuestions"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """A question that will be asked: which video of the batch, the ids after the video, and room for the answer."""
-
-    suffix: tuple[int, ...]
-    room: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +42,7 @@ class _Video:
     end: int
     """Position of the first id after the video."""
     prefix: tuple[int, ...]
-    rows: tuple[_Row, ...]
+    rows: tuple[Askable, ...]
     known: tuple[Reply | None, ...] = field(repr=False)
 
     def merge(self, answered: Sequence[Reply]) -> list[Reply]:
@@ -93,6 +86,14 @@ class TransformersEngine:
         self.context: int = model.config.text_config.max_position_embeddings
         self.eos = eos_ids(model, tokenizer)
         self.reserved = reserved_ids(model, tokenizer) - set(self.eos)
+        self.asking = Asking(
+            tokenizer=tokenizer,
+            prompt=prompt,
+            video_id=self.video_id,
+            context=self.context,
+            reserved=frozenset(self.reserved),
+            max_new_tokens=max_new_tokens,
+        )
         self._never = torch.tensor(never_said(model, tokenizer, self.reserved, self.eos), device=model.device)
 
     @classmethod
@@ -156,7 +157,7 @@ class TransformersEngine:
 
     def split(self, question: str) -> SplitPrompt:
         """Return the ids on both sides of the video."""
-        return split_prompt(self.tokenizer, self.prompt, question, self.video_id)
+        return self.asking.split(question)
 
     def _back_off(self) -> None:
         """Make later batches smaller: this one did not fit."""
@@ -171,28 +172,16 @@ class TransformersEngine:
             )
         prefix = self.split("").prefix
         span = len(group.features) if group.span is None else group.span
-        judged = [self._judge(question, span) for question in group.questions]
+        judged = [self.asking.judge(question, span) for question in group.questions]
         places = torch.arange(len(group.features)) if group.positions is None else group.positions
         return _Video(
             features=group.features,
             positions=torch.cat([torch.arange(len(prefix)), len(prefix) + places]),
             end=len(prefix) + span,
             prefix=prefix,
-            rows=tuple(row for row in judged if isinstance(row, _Row)),
-            known=tuple(None if isinstance(row, _Row) else row for row in judged),
+            rows=tuple(row for row in judged if isinstance(row, Askable)),
+            known=tuple(None if isinstance(row, Askable) else row for row in judged),
         )
-
-    def _judge(self, question: str, span: int) -> _Row | Reply:
-        """Return the row to run for a question, or the reply that says why it cannot be asked."""
-        if not question.strip():
-            return Reply(text=None, status="empty_question")
-        split = self.split(question)
-        if not self.reserved.isdisjoint(split.suffix):
-            return Reply(text=None, status="reserved_token")
-        room = self.context - len(split.prefix) - span - len(split.suffix)
-        if room < 1:
-            return Reply(text=None, status="too_long")
-        return _Row(suffix=split.suffix, room=min(room, self.max_new_tokens))
 
     def _batches(self, videos: Sequence[_Video]) -> Iterator[list[_Video]]:
         """Group neighbouring videos while their rows fit `max_batch_tokens`; one video may be more than that."""
@@ -222,15 +211,15 @@ class TransformersEngine:
         replies = iter(answered)
         return [video.merge([next(replies) for _ in video.rows]) for video in videos]
 
-    def _chunks(self, asked: Sequence[tuple[int, _Row]], columns: int) -> Iterator[Sequence[tuple[int, _Row]]]:
+    def _chunks(self, asked: Sequence[tuple[int, Askable]], columns: int) -> Iterator[Sequence[tuple[int, Askable]]]:
         longest = max(len(row.suffix) for _, row in asked)
         size = max(1, self.max_batch_tokens // (columns + longest + self.max_new_tokens))
         return (asked[start : start + size] for start in range(0, len(asked), size))
 
-    def _generate_some(self, seen: _Prefixes, chunk: Sequence[tuple[int, _Row]]) -> list[Reply]:
+    def _generate_some(self, seen: _Prefixes, chunk: Sequence[tuple[int, Askable]]) -> list[Reply]:
         """Answer a chunk, in halves where memory runs out. A row that does not fit beside other videos raises."""
 
-        def alone(_: tuple[int, _Row]) -> Reply:
+        def alone(_: tuple[int, Askable]) -> Reply:
             if len(seen.mask) > 1:
                 raise torch.OutOfMemoryError("one row does not fit beside the prefixes of several videos")
             return Reply(text=None, status="out_of_memory")
@@ -255,7 +244,7 @@ class TransformersEngine:
         end_V = torch.tensor([video.end for video in videos], device=self.model.device)
         return _Prefixes(cache=cache, mask=mask_VP, end=end_V)
 
-    def _generate(self, seen: _Prefixes, asked: Sequence[tuple[int, _Row]]) -> list[Reply]:
+    def _generate(self, seen: _Prefixes, asked: Sequence[tuple[int, Askable]]) -> list[Reply]:
         """Decode greedily. Columns of a row: its video's prefix, pads, its suffix, its answer."""
         device = self.model.device
         rows = [row for _, row in asked]

@@ -21,10 +21,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, VideoLlavaConfig
 from transformers.models.video_llava.modeling_video_llava import VideoLlavaMultiModalProjector
 
+from pipeline.asking import Asking
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.llama_export import export_llama, llama_tensors
-from pipeline.prompts import PromptTemplate, split_prompt, video_token_id
+from pipeline.prompts import PromptTemplate, video_token_id
 from pipeline.replies import Reply, VideoQuestions
 from pipeline.vocabulary import eos_ids, never_said, reserved_ids
 
@@ -112,6 +113,14 @@ class VllmEngine:
         model = _Settings(config=config, generation_config=_generation(checkpoint.path, config))
         self.eos = eos_ids(model, self.tokenizer)
         self.reserved = reserved_ids(model, self.tokenizer) - set(self.eos)
+        self.asking = Asking(
+            tokenizer=self.tokenizer,
+            prompt=prompt,
+            video_id=self.video_id,
+            context=self.context,
+            reserved=frozenset(self.reserved),
+            max_new_tokens=max_new_tokens,
+        )
         self.silent = never_said(model, self.tokenizer, self.reserved, self.eos)
         if len(self.silent) > MOST_SILENT:
             raise ConfigError(
@@ -145,14 +154,14 @@ class VllmEngine:
             self._check(group)
             before: Tensor | None = None
             for at, question in enumerate(group.questions):
-                judged = self._judge(question, len(group.features))
+                judged = self.asking.judge(question, len(group.features))
                 if isinstance(judged, Reply):
                     replies[video][at] = judged
                     continue
                 if before is None:
                     before = self._before(group)
-                embeds = torch.cat([before, self.embedder.ids(judged[0])])
-                batch.append(_Question(video=video, at=at, embeds=embeds, room=judged[1]))
+                embeds = torch.cat([before, self.embedder.ids(judged.suffix)])
+                batch.append(_Question(video=video, at=at, embeds=embeds, room=judged.room))
                 if sum(len(one.embeds) for one in batch) >= PROMPT_POSITIONS:
                     yield batch
                     batch = []
@@ -171,20 +180,8 @@ class VllmEngine:
 
     def _before(self, group: VideoQuestions) -> Tensor:
         """Return what all questions of a video share, (P + S, H)."""
-        prefix = split_prompt(self.tokenizer, self.prompt, "", self.video_id).prefix
+        prefix = self.asking.split("").prefix
         return torch.cat([self.embedder.ids(prefix), self.embedder.video(group.features)])
-
-    def _judge(self, question: str, visual_tokens: int) -> tuple[tuple[int, ...], int] | Reply:
-        """Return suffix and room of a question, or the reply that says why it cannot be asked."""
-        if not question.strip():
-            return Reply(text=None, status="empty_question")
-        split = split_prompt(self.tokenizer, self.prompt, question, self.video_id)
-        if not self.reserved.isdisjoint(split.suffix):
-            return Reply(text=None, status="reserved_token")
-        room = self.context - len(split.prefix) - visual_tokens - len(split.suffix)
-        if room < 1:
-            return Reply(text=None, status="too_long")
-        return split.suffix, min(room, self.max_new_tokens)
 
     def _generate(self, batch: Sequence[_Question]) -> list[Reply]:
         """Run a batch. Where memory runs out in spite of vLLM's own accounts, all of it has no answer, and vLLM starts anew."""

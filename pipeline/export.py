@@ -15,10 +15,10 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
+from pipeline.entries import Entry
 from pipeline.errors import ConfigError, StoreError
 from pipeline.filesystem import create_exclusive, list_files, open_root, write_whole
 from pipeline.parquet import to_parquet
-from pipeline.shards import Entry
 from pipeline.store import TokenStore
 
 Format = Literal["parquet", "safetensors", "npz"]

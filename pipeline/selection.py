@@ -15,8 +15,8 @@ from pipeline.errors import ConfigError, StoreError
 if TYPE_CHECKING:  # torch loads when a stage is built, not when a flag is parsed
     from torch import Tensor
 
+    from pipeline.entries import Entry
     from pipeline.joint import JointSpace
-    from pipeline.shards import Entry
     from reducers.base import ReducedTokens, Reducer
     from reducers.nest_cut import StoredNest
 

@@ -17,12 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.entries import Entry, payload_digest
 from pipeline.errors import ConfigError, StoreError
 from pipeline.filesystem import create_exclusive, list_files, open_root, read_bytes, renew
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.index import Index
 from pipeline.schema import ENTRY, INDEX, MANIFEST, SCHEMA_VERSION
-from pipeline.shards import Entry, Place, ShardReader, payload_digest, write_entries
+from pipeline.shards import Place, ShardReader, write_entries
 
 
 class TokenStore:

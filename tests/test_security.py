@@ -16,12 +16,13 @@ import pytest
 
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig
+from pipeline.entries import payload_digest
 from pipeline.errors import ConfigError, StoreError, VideoError
 from pipeline.filesystem import create_exclusive
 from pipeline.index import fragment
 from pipeline.redaction import redact, redact_all, secrets_of
 from pipeline.schema import ENTRY, INDEX
-from pipeline.shards import payload_digest, read_footer, row_group_spans, write_entries
+from pipeline.shards import read_footer, row_group_spans, write_entries
 from pipeline.store import TokenStore
 from tests.http_server import http_server
 from tests.models import tiny_checkpoint

@@ -238,13 +238,18 @@ def test_tokens_of_another_model_are_refused(start: Any, tmp_path: Path) -> None
 @needs_vllm
 def test_given_positions_are_refused(start: Any, tmp_path: Path) -> None:
     """vLLM would number them anew, in silence."""
-
-    class Placed(VideoQuestions):
-        positions = torch.tensor([0, 2, 4])
-
     engine = start(lively_checkpoint(tmp_path / "model", 0))
+    placed = {"features": torch.zeros(3, 32), "positions": torch.tensor([0, 2, 4]), "span": 5}
     with pytest.raises(ConfigError, match="positions compact"):
-        engine.answer([Placed(features=torch.zeros(3, 32), questions=["what is it"])])
+        engine.answer([VideoQuestions(**placed, questions=["what is it"])])
+
+
+@needs_vllm
+def test_conversations_are_refused(start: Any, tmp_path: Path) -> None:
+    """With a sentence that names the engine that holds them."""
+    engine = start(lively_checkpoint(tmp_path / "model", 0))
+    with pytest.raises(ConfigError, match="engine transformers"):
+        engine.converse(VideoQuestions(features=torch.zeros(3, 32), questions=["what is it"]))
 
 
 @needs_vllm

@@ -12,11 +12,11 @@ import pytest
 from safetensors import safe_open
 
 from jobs.store import StoreJob, run
+from pipeline.entries import Entry
 from pipeline.errors import ConfigError
 from pipeline.export import Format, export
 from pipeline.filesystem import open_root
 from pipeline.quantize import to_int8
-from pipeline.shards import Entry
 from pipeline.store import TokenStore
 from tests.tables import SPEC, encoded, failed, row
 

@@ -18,12 +18,12 @@ from pipeline.answers import QUESTIONS_ASKED
 from pipeline.checkpoint import Checkpoint
 from pipeline.decode import Decode, DecodeConfig
 from pipeline.encode import Encode, EncodeConfig, encode_spec
+from pipeline.entries import Entry
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
 from pipeline.joint import JointSpace
 from pipeline.local import encode_units
 from pipeline.selection import SelectConfig, Selection, check_selection, stored_tokens
-from pipeline.shards import Entry
 from pipeline.store import Commit, TokenStore
 from reducers.base import CLS, KEPT
 from reducers.registry import parse
