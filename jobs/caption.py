@@ -14,7 +14,7 @@ import tyro
 
 from jobs import answer, encode
 from jobs.answer import AnswerJob
-from jobs.cluster import ClusterConfig
+from jobs.cluster import ClusterConfig, cluster
 from jobs.encode import EncodeJob
 from jobs.launch import DONE, FAILED, STOPPED, Report, launch, storage_options
 from pipeline.answer import AnswerConfig
@@ -87,6 +87,13 @@ class CaptionJob:
 
 def run(job: CaptionJob) -> Report:
     """Encode, caption, write the files."""
+    if job.cluster.runner == "ray":
+        with cluster(job.cluster):  # one Ray for both halves
+            return _run(job)
+    return _run(job)
+
+
+def _run(job: CaptionJob) -> Report:
     encoded = encode.run(_encoding(job))
     if encoded["stopped"]:
         return {"job": "caption", "encode": encoded, "exit_code": STOPPED}

@@ -9,6 +9,7 @@ import tyro
 
 from jobs.launch import DONE, FAILED, Report, launch, storage_options
 from pipeline.care import GRACE_S, clear, compact, gc, repair
+from pipeline.entries import Entry
 from pipeline.errors import VIDEO_CODES, ConfigError
 from pipeline.export import export
 from pipeline.filesystem import open_root
@@ -17,6 +18,8 @@ from pipeline.store import TokenStore, fingerprints
 from pipeline.verify import verify
 
 SHOWN_TOKENS = 5
+BUDGETS = (32, 64, 128, 256, 512)
+"""Points of the coverage curve."""
 NEXT = "run framefold encode again: it brings back what is missing, and only that"
 
 
@@ -104,7 +107,16 @@ def _show(job: StoreJob) -> Report:
         for f, a, k, s, p in zip(entry.frame, entry.anchor, entry.kind, entry.size, entry.position, strict=True)
     ]
     shape = {"shape": list(entry.features.shape), "grid": list(entry.grid), "timestamps_s": list(entry.timestamps_s)}
-    return {**row, **shape, "first_tokens": tokens[:SHOWN_TOKENS]}
+    return {**row, **shape, "first_tokens": tokens[:SHOWN_TOKENS], **_coverage(entry)}
+
+
+def _coverage(entry: Entry) -> dict[str, Any]:
+    """Return, for entries of nest, the share of the video that its first so many patches explain: low is a busy video."""
+    if entry.order is None:
+        return {}
+    ranked = entry.order.rank >= 0
+    gains = entry.order.gain[ranked][entry.order.rank[ranked].argsort()].cumsum()
+    return {"coverage": {str(budget): round(float(gains[budget - 1]), 4) for budget in BUDGETS if budget <= len(gains)}}
 
 
 def _verify(job: StoreJob) -> Report:

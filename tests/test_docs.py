@@ -8,6 +8,7 @@ import pytest
 import tyro
 
 from jobs.answer import AnswerJob
+from jobs.caption import CaptionJob
 from jobs.catalogue import markdown
 from jobs.cli import COMMANDS
 from jobs.encode import EncodeJob
@@ -21,13 +22,19 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 NAMES = ("README.md", "CHANGELOG.md", "docs/architecture.md", "docs/reducers.md", "infra/README.md")
 DOCUMENTS = [ROOT / name for name in NAMES]
-JOBS = {"encode": EncodeJob, "answer": AnswerJob, "evaluate": EvaluateJob, "train": TrainJob}
+JOBS = {
+    "encode": EncodeJob,
+    "answer": AnswerJob,
+    "caption": CaptionJob,
+    "evaluate": EvaluateJob,
+    "train": TrainJob,
+}
 
 
 def commands() -> list[list[str]]:
     """Every command of an indented block, as words."""
     lines = README.replace("\\\n", " ").splitlines()
-    pattern = re.compile(r"^    .*?(?:framefold|python -m jobs\.)\s*((?:encode|answer|evaluate|train)\s.+)$")
+    pattern = re.compile(r"^    .*?(?:framefold|python -m jobs\.)\s*((?:encode|answer|caption|evaluate|train)\s.+)$")
     found = map(pattern.search, lines)
     return [shlex.split(match.group(1)) for match in found if match]
 

@@ -10,11 +10,12 @@ import tyro
 import yaml
 
 from jobs.answer import AnswerJob
+from jobs.caption import CaptionJob
 from jobs.encode import EncodeJob
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
-JOBS = {"encode": EncodeJob, "answer": AnswerJob}
+JOBS = {"encode": EncodeJob, "answer": AnswerJob, "caption": CaptionJob}
 LOCKED = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
 VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
 MANIFESTS = sorted((INFRA / "kuberay").glob("*.yaml"))
@@ -23,7 +24,8 @@ MANIFESTS = sorted((INFRA / "kuberay").glob("*.yaml"))
 def commands(text: str) -> list[list[str]]:
     """Every framefold command in a file, as words; shell continuations are joined."""
     joined = text.replace("\\\n", " ")
-    found = re.findall(r"(?:framefold |python -m jobs\.)((?:encode|answer)\s[^#`]+?)(?:\n\s*\n|\n {2,4}\w+:|\Z)", joined)
+    command = r"(?:framefold |python -m jobs\.)((?:encode|answer|caption)\s[^#`]+?)(?:\n\s*\n|\n {2,4}\w+:|\Z)"
+    found = re.findall(command, joined)
     return [shlex.split(" ".join(command.split())) for command in found]
 
 

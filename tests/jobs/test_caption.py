@@ -199,3 +199,29 @@ def test_chat_keeps_to_one_video(model: str, corpus: Path, tmp_path: Path, capsy
     assert capsys.readouterr().out.splitlines()[:2] == [turn["answer"] for turn in by_id["turns"]]
     with pytest.raises(ConfigError, match="such as nasa_13013, testsrc2: encode it first"):
         chat.run(ChatJob(video="nobody", **told))
+
+
+@pytest.mark.ray
+def test_captions_on_ray_are_those_of_one_process(model: str, corpus: Path, tmp_path: Path) -> None:
+    """Segments too: measured, encoded and captioned by actors."""
+    here = caption.run(job(model, corpus, tmp_path, segments=4.0))
+    local = rows(tmp_path)
+    there = tmp_path / "ray"
+    there.mkdir()
+    made = caption.run(job(model, corpus, there, segments=4.0, cluster=ClusterConfig(runner="ray")))
+    assert (made["captioned"], made["exit_code"]) == (here["captioned"], 0)
+    assert rows(there) == local
+
+
+def test_a_store_shows_how_much_of_a_video_a_budget_explains(model: str, corpus: Path, tmp_path: Path) -> None:
+    """The curve rises to what the whole order explains."""
+    from jobs.store import StoreJob
+    from jobs.store import run as look
+
+    config = EncodeConfig(model=model, reducer="nest(keep=64,superset=64)", device="cpu")
+    encode.run(EncodeJob(corpus=str(corpus), store=str(tmp_path / "store"), encode=config, cluster=LOCAL))
+    shown = look(StoreJob(what="show", store=str(tmp_path / "store"), video="testsrc2"))
+    assert list(shown["coverage"]) == ["32"]
+    order = TokenStore.open(str(tmp_path / "store")).read("testsrc2").order
+    assert order is not None
+    assert 0 < shown["coverage"]["32"] < order.gain.sum() <= 1.001
