@@ -91,7 +91,7 @@ def check(spec: str, batch: VisualTokens) -> ReducedTokens:
 def certain(spec: str, batch: VisualTokens) -> bool:
     """Whether no choice is too close to call in float32; two patches or frames are equally unique to `unicomp`."""
     if spec.startswith("unicomp"):
-        return batch.features.shape[1] != 2 and (len(batch.features) != 2 or batch.features.shape[1] > 1)
+        return 2 not in batch.features.shape[:2]
     return not spec.startswith("nest") or nest.certain(video_of(batch), parse(spec).config)
 
 
