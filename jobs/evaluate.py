@@ -5,7 +5,6 @@ Missing predictions are wrong, and coverage says how many there are. WUPS is not
 A judge (`--judge-url`, `--judge-model`) adds its own part to the report and changes no other number of it.
 """
 
-import json
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from jobs.launch import DONE, FAILED, STOPPED, launch, stop_on_signal, storage_options
+from jobs.launch import DONE, FAILED, STOPPED, json_object, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline import metrics
 from pipeline.datasets import Record, dataset_of, optional_text, read_questions, read_records
@@ -89,7 +88,7 @@ class EvaluateJob:
             tries=self.judge_tries,
             timeout_s=self.judge_timeout_s,
         )
-        request = _request(self.judge_request)
+        request = json_object(self.judge_request, "--judge-request")
         return JudgeConfig(model=self.judge_model, endpoint=endpoint, concurrency=self.judge_concurrency, request=request)
 
     @property
@@ -157,16 +156,6 @@ def _key(variable: str | None) -> str | None:
     if not key:
         raise ConfigError(f"--judge-key-env names {variable}, which is not set or empty")
     return key
-
-
-def _request(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--judge-request must be a JSON object: {error}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"--judge-request must be a JSON object, got a {type(found).__name__}")
-    return found
 
 
 def score(asked: pa.Table, ours: Predictions, dataset: str, job: EvaluateJob) -> dict[str, Any]:

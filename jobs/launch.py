@@ -141,10 +141,15 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 def storage_options(text: str) -> dict[str, Any]:
     """Return the fsspec options of a JSON object. Raises ConfigError, without repeating what may be a secret."""
+    return json_object(text, "--storage-options")
+
+
+def json_object(text: str, flag: str) -> dict[str, Any]:
+    """Return the JSON object that a flag holds. Raises ConfigError, without repeating what may be a secret."""
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"--storage-options must be a JSON object: {error}") from None
+        raise ConfigError(f"{flag} must be a JSON object: {error}") from None
     if not isinstance(found, dict):
-        raise ConfigError(f"--storage-options must be a JSON object, got a {type(found).__name__}")
+        raise ConfigError(f"{flag} must be a JSON object, got a {type(found).__name__}")
     return found

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from jobs.bench.machine import describe
+from jobs.bench.geometry import FRAMES, VISION
+from jobs.bench.machine import describe, say
 from jobs.launch import Report, launch
 from pipeline.errors import ConfigError
 from pipeline.merging import merge_blocks
@@ -26,13 +27,6 @@ from reducers.base import Capture, Reducer, TextQuery, VisualTokens
 from reducers.registry import names, parse
 from reducers.tome import ToMe, match, merge
 
-GEOMETRY = {
-    "demo": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 5, "num_attention_heads": 2, "image_size": 64,
-             "patch_size": 8},
-    "vit-l": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-              "image_size": 224, "patch_size": 14},
-}  # fmt: skip
-FRAMES = 8
 JOINT = 768
 """Width of the joint image-text space."""
 ROOT = Path(__file__).parents[2]
@@ -87,12 +81,6 @@ def median_s(work: Callable[[], object], repeat: int, job: ReducersBench, device
     return statistics.median([seconds(work, job, device) for _ in range(repeat + 1)][1:])
 
 
-def say(line: str) -> None:
-    """Print a line of a table."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 @torch.inference_mode()
 def run(job: ReducersBench) -> Report:
     """Print one table per device."""
@@ -120,7 +108,7 @@ def _loops() -> Any:
 
 def _table(job: ReducersBench, device: str, loops: Any) -> None:
     torch.manual_seed(0)
-    shape = GEOMETRY[job.geometry]
+    shape = VISION[job.geometry]
     model = CLIPVisionModel(CLIPVisionConfig(**shape)).to(device, DTYPES[job.dtype]).eval()
     pixels = torch.randn(FRAMES * job.clips, 3, shape["image_size"], shape["image_size"], device=device).to(model.dtype)
     say(f"\n{device}, {job.geometry}, {job.clips} x {FRAMES} frames at a time, {job.dtype}")
@@ -165,7 +153,7 @@ def batch(
     bench: Bench, clips: int, needs: frozenset[Capture], *, joint: bool = False
 ) -> tuple[VisualTokens, TextQuery]:
     """Return seeded tokens as the tower gives them, and questions: each frame is its clip's scene and as much noise."""
-    shape = GEOMETRY[bench.job.geometry]
+    shape = VISION[bench.job.geometry]
     side, width = shape["image_size"] // shape["patch_size"], shape["hidden_size"]
     draw = torch.Generator().manual_seed(0)
     scene = torch.randn(clips, 1, side**2 + 1, width, generator=draw)
@@ -192,7 +180,7 @@ def batch(
 def _tome(bench: Bench, reducer: ToMe) -> tuple[float, float | None]:
     """Return the seconds of all matching and merging, and of its loop, without the tower around them."""
     blocks = blocks_to_run(len(bench.model.encoder.layers), -2)
-    heads = GEOMETRY[bench.job.geometry]["num_attention_heads"]
+    heads = VISION[bench.job.geometry]["num_attention_heads"]
 
     def start(clips: int) -> tuple[Tensor, Tensor]:
         tokens, _ = batch(bench, clips, frozenset())

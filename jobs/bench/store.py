@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.bench.machine import describe
+from jobs.bench.machine import describe, say
 from jobs.launch import Report, launch
 from pipeline.parquet import open_parquet
 from pipeline.schema import CORPUS, ENCODED
@@ -105,11 +105,6 @@ def run(job: StoreBench) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         growth(folder, job.videos, job.videos_per_unit)
     return {"silent": True}
-
-
-def say(line: str) -> None:
-    """Print a line of a table."""
-    sys.stdout.write(line + "\n")
 
 
 def throughput(job: StoreBench) -> None:

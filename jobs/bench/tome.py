@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from jobs.bench.machine import describe
-from jobs.bench.reducers import GEOMETRY, say
+from jobs.bench.geometry import VISION
+from jobs.bench.machine import describe, say
 from jobs.launch import Report, launch
 from pipeline.merging import merge_blocks
 from pipeline.vision import DTYPES, blocks_to_run, capture_tower
@@ -90,7 +90,7 @@ def run(job: TomeBench) -> Report:
     """Print the table."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    geometry = GEOMETRY[job.geometry]
+    geometry = VISION[job.geometry]
     model = CLIPVisionModel(CLIPVisionConfig(**geometry)).to(device, DTYPES[job.dtype]).eval()
     pixels = torch.randn(8 * job.clips, 3, geometry["image_size"], geometry["image_size"], device=device).to(model.dtype)
     patches = (geometry["image_size"] // geometry["patch_size"]) ** 2
