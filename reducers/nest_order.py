@@ -37,7 +37,7 @@ class NestConfig:
     """S, patches that are ranked."""
     keep_cls: bool = True
     """Keep the CLS row of each frame in front of its tokens, if B leaves as many tokens for patches again."""
-    gamma: float = 2.0
+    gamma: float = 4.0
     """Power of the cosine in the kernel."""
     memory: float | None = None
     """lambda, frames after which a patch explains others 1/e as well. Default: a quarter of the frames."""
@@ -47,7 +47,7 @@ class NestConfig:
     """Attention counts up to so many times the mean: it tames attention sinks."""
     spread: int = 2
     """c0, the first c0 * F ranks take frames in turn."""
-    gate: float = 0.6
+    gate: float = 0.8
     """Cosine below which a patch is dropped rather than merged."""
     omega: float = 0.25
     """Weight of what a token takes in."""

@@ -47,13 +47,13 @@ def test_kernel_and_mass_are_those_of_a_loop(copies: str) -> None:
     x = clip.x.flatten(0, 1).double()
     apart = x - x.mean(0)
     unit = [d / d.norm() if d.norm() > 1e-6 * row.norm() else 0 * d for d, row in zip(apart, x, strict=True)]
-    kernel, mass, _ = evidence(clip, NestConfig())
+    kernel, mass, _ = evidence(clip, NestConfig(gamma=3.0))
     for i in range(48):
         change = 1.0 if i < 16 else 1 - min(1.0, max(0.0, float(unit[i] @ unit[i - 16])))
         attended = 0.3 + 0.7 * min(16 * float(clip.a.flatten()[i]), 3.0)
         assert float(mass[i]) == pytest.approx(attended * (0.2 + 0.8 * change), abs=2e-5)
         for j in range(48):
-            like = max(0.0, float(unit[i] @ unit[j])) ** 2 * math.exp(-abs(i // 16 - j // 16) / 0.75)
+            like = max(0.0, float(unit[i] @ unit[j])) ** 3 * math.exp(-abs(i // 16 - j // 16) / 0.75)
             assert float(kernel[i, j]) == pytest.approx(1.0 if i == j else like, abs=2e-5)
 
 
