@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.filesystem import create_exclusive
+from pipeline.filesystem import create_exclusive, list_files, read_many, write_whole
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.parquet import from_parquet, to_parquet
 
@@ -48,6 +48,9 @@ ANSWERS = pa.schema(
     ]
 )
 """What it returns. `prediction` is null unless `status` is ok; `payload_sha256`: the tokens that were read."""
+
+ADDED = frozenset({"turn", "history"})
+"""Columns that the first units had not; a unit without them holds no turns."""
 
 MANIFEST = pa.schema([("unit", pa.string()), ("status", pa.string()), ("questions", pa.int32()), ("ok", pa.int32())])
 
@@ -88,9 +91,8 @@ class AnswerStore:
 
     def committed(self) -> pa.Table:
         """Return every committed row. Raises StoreError if a unit is not what its name says."""
-        self.fs.invalidate_cache(self.folder)
-        paths = sorted(self.fs.glob(f"{self.folder}/*.parquet"))
-        contents = self.fs.cat(paths) if paths else {}
+        paths = list(list_files(self.fs, self.folder, ".parquet"))
+        contents = read_many(self.fs, paths)
         tables = [_checked(path, contents[path]) for path in paths]
         return pa.concat_tables(tables) if tables else ANSWERS.empty_table()
 
@@ -117,8 +119,8 @@ class AnswerStore:
         """
         merged = self.merged(asked)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in merged.to_pylist()]
-        self.fs.pipe_file(f"{self.root.rstrip('/')}/answers.jsonl", "".join(lines).encode())
-        self.fs.pipe_file(f"{self.root.rstrip('/')}/answers.parquet", to_parquet(merged))
+        write_whole(self.fs, f"{self.root.rstrip('/')}/answers.jsonl", "".join(lines).encode())
+        write_whole(self.fs, f"{self.root.rstrip('/')}/answers.parquet", to_parquet(merged))
         return dict(sorted(Counter(merged["status"].to_pylist()).items()))
 
 
@@ -161,7 +163,10 @@ def _checked(path: str, content: bytes) -> pa.Table:
     name, digest = path.rsplit("/", 1)[-1].removesuffix(".parquet"), hashlib.sha256(content).hexdigest()
     if name != digest:
         raise StoreError(f"{path}: the content has SHA-256 {digest}; the unit was changed after it was committed")
-    return from_parquet(content).select(ANSWERS.names).cast(ANSWERS)
+    found = from_parquet(content)
+    for column in (column for column in ANSWERS if column.name in ADDED and column.name not in found.column_names):
+        found = found.append_column(column, pa.nulls(len(found), column.type))
+    return found.select(ANSWERS.names).cast(ANSWERS)
 
 
 def _key(row: Mapping[str, Any]) -> Key:

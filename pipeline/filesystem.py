@@ -183,9 +183,10 @@ def read_many(fs: Any, paths: list[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
 
     def read_rest() -> None:
-        got = fs.cat([path for path in paths if path not in found], on_error="return")
-        found.update({path: content for path, content in got.items() if isinstance(content, bytes)})
-        for error in got.values():
+        left = [path for path in paths if path not in found]
+        got = fs.cat_ranges(left, None, None, on_error="return")  # `cat` takes a path with brackets or stars for a pattern
+        found.update({path: content for path, content in zip(left, got, strict=True) if isinstance(content, bytes)})
+        for error in got:
             if isinstance(error, Exception):
                 raise error
 

@@ -1,5 +1,6 @@
 """Answers are committed once, resumed exactly and merged the same way whatever happened on the way."""
 
+import hashlib
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -191,3 +192,37 @@ def test_units_do_not_depend_on_the_order_of_the_questions() -> None:
     questions = asked(9)
     shuffled = questions.take(random.Random(4).sample(range(9), 9))
     assert [to_parquet(u) for u in units(questions, 2)] == [to_parquet(u) for u in units(shuffled, 2)]
+
+
+def test_a_folder_may_have_the_name_of_a_pattern(tmp_path: Path) -> None:
+    """Brackets and stars in a path are names: nothing is lost, nothing of a folder that the pattern fits is read."""
+    plain = AnswerStore.create(str(tmp_path / "out1"), SPEC)
+    plain.commit(answered(asked(3)))
+    for name in ("out[1]", "out*"):
+        other = AnswerStore.create(str(tmp_path / name), SPEC)
+        assert other.committed().num_rows == 0
+        other.commit(answered(asked()))
+        assert other.pending(asked()).num_rows == 0
+        assert other.finish(asked()) == {"ok": 6}
+
+
+def test_units_of_the_first_version_are_read(store: AnswerStore) -> None:
+    """They have no columns for turns: their questions were asked by themselves and stay answered."""
+    content = to_parquet(answered(asked()).drop_columns(["turn", "history"]))
+    unit = Path(store.folder) / f"{hashlib.sha256(content).hexdigest()}.parquet"
+    unit.parent.mkdir(parents=True)
+    unit.write_bytes(content)
+    assert store.pending(asked()).num_rows == 0
+    assert store.finish(asked()) == {"ok": 6}
+
+
+def test_whole_files_take_the_place_of_old_ones(store: AnswerStore) -> None:
+    """Who has the old file open reads on in it to its end: the new one is another file under its name."""
+    store.commit(answered(asked(3)))
+    store.finish(asked(3))
+    path = Path(store.root) / "answers.jsonl"
+    with path.open() as reader:
+        first = reader.readline()
+        store.finish(asked())
+        assert len([first, *reader]) == 3
+    assert len(path.read_text().splitlines()) == 6

@@ -313,3 +313,14 @@ def test_a_shard_is_an_ordinary_parquet_file_with_page_checksums(tmp_path: Path)
     path.write_bytes(bytes(content))
     with pytest.raises(OSError, match="CRC"):
         pq.ParquetFile(path, page_checksum_verification=True).read()
+
+
+def test_a_root_may_have_the_name_of_a_pattern(place: Place) -> None:
+    """Brackets and stars in a path are names, also to the reader that fetches many files at once."""
+    url, options = place
+    Commit(f"{url}/run1", SPEC, options)(encoded([row("other")]))
+    for name in ("run[1]", "run*"):
+        Commit(f"{url}/{name}", SPEC, options)(encoded([row("a"), row("b")]))
+        store = TokenStore.open(f"{url}/{name}", storage_options=options)
+        assert store.ids() == ["a", "b"]
+        assert store.read("a").features.tobytes() == row("a")["features"]
