@@ -8,7 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.redaction import redact
 from pipeline.schema import CORPUS
+from pipeline.segments import span_of
 from pipeline.sources import content_sha256
 from pipeline.store import TokenStore
 
@@ -24,7 +26,7 @@ def adopt(
     Each file that can be known, by its size, is read once, many at a time. What is listed is a row of the index that names
     the entry there is and the id that it was encoded under; no token is written.
     """
-    committed = store.index.with_status("committed").to_pylist()
+    committed = [row for row in store.index.with_status("committed").to_pylist() if _is_whole(row)]
     known = {row["source_sha256"]: row for row in reversed(committed) if row["source_sha256"]}  # the lowest id is the last word
     sizes = {row["source_bytes"] for row in committed}
     kept = []
@@ -41,10 +43,16 @@ def adopt(
     return pa.concat_tables([CORPUS.empty_table(), *kept])
 
 
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is about a whole file: a segment has the digest of its file, and tokens of a part of it."""
+    return span_of(row["uri"])[1] is None
+
+
 def _digest(sizes: set[int], storage_options: Mapping[str, Any] | None, video: Mapping[str, Any]) -> str | None:
     """Return the SHA-256 of a video, None where its size is enough to say that it is not known."""
     size = json.loads(video["source_hint"]).get("size")
-    return None if size is not None and size not in sizes else content_sha256(video["uri"], storage_options)
+    unknown = not _is_whole(video) or (size is not None and size not in sizes)
+    return None if unknown else content_sha256(video["uri"], storage_options)
 
 
 def _listed(store: TokenStore, video: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +62,7 @@ def _listed(store: TokenStore, video: Mapping[str, Any], known: Mapping[str, Any
     return {
         **known,
         **video,
+        "uri": redact(video["uri"]),
         "stored_id": None if stored_id == video["video_id"] else stored_id,
         "generation": 1 + (own["generation"] if own else 0),
     }

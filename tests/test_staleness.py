@@ -35,6 +35,7 @@ from pipeline.verify import verify
 from reducers.base import describe
 from reducers.grids import Spatial
 from reducers.registry import names, parameters, parse
+from tests.http_server import http_server
 from tests.models import tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -354,6 +355,33 @@ def test_names_of_one_content_are_cared_for_together(model: str, tmp_path: Path)
     gc(fs, path, now=time.time() + 1e6)
     assert verify(fs, path).problems == []
     assert TokenStore.open(str(root)).read("b").features.tobytes() == truth
+
+
+def test_a_segment_never_stands_for_its_file(model: str, tmp_path: Path) -> None:
+    """Both have the digest of the file; what was encoded in segments is encoded whole when it is asked for whole."""
+    clips, root = tmp_path / "clips", tmp_path / "store"
+    clips.mkdir()
+    (clips / "a.mp4").write_bytes((VIDEOS / "testsrc2.mp4").read_bytes())
+    by_name = job(clips, root, model)
+    parts = encoded_by(replace(by_name, segments=0.5))[0]
+    assert parts >= 2
+    assert encoded_by(replace(by_name, identity="content")) == [1, 0, 0]
+    store = TokenStore.open(str(root))
+    assert store.read("a").payload_sha256 not in {store.payloads()[name] for name in store.ids() if name != "a"}
+
+
+def test_what_is_served_by_content_is_listed_without_secrets(model: str, tmp_path: Path) -> None:
+    """A signed URL is stored without its signature, as that of an encoded video is."""
+    clips, store = tmp_path / "clips", tmp_path / "store"
+    clips.mkdir()
+    content = (VIDEOS / "testsrc2.mp4").read_bytes()
+    (clips / "a.mp4").write_bytes(content)
+    run(job(clips, store, model))
+    listed = tmp_path / "list.jsonl"
+    with http_server({"/new.mp4": content}) as (url, _):
+        listed.write_text(json.dumps({"video_id": "b", "uri": f"{url}/new.mp4?X-Amz-Signature=s3cr3t"}))
+        assert encoded_by(job(listed, store, model, identity="content")) == [0, 1, 0]
+    assert TokenStore.open(str(store)).index.get("b")["uri"] == f"{url}/new.mp4?X-Amz-Signature=***"
 
 
 def test_questions_are_joined_by_the_new_name(model: str, tmp_path: Path) -> None:
