@@ -20,12 +20,11 @@ from jobs.launch import DONE, FAILED, STOPPED, Report, launch, storage_options
 from pipeline.answer import AnswerConfig
 from pipeline.answers import QUESTIONS_ASKED, AnswerStore
 from pipeline.captions import captions, write
-from pipeline.corpus import read_corpus
 from pipeline.decode import DecodeConfig
-from pipeline.encode import EncodeConfig
+from pipeline.encode import EncodeConfig, parse_reducer
 from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate
-from pipeline.selection import SelectConfig
+from pipeline.selection import SelectConfig, check_selection
 from pipeline.store import TokenStore
 
 QUESTION_ID = "caption"
@@ -87,19 +86,22 @@ class CaptionJob:
 
 def run(job: CaptionJob) -> Report:
     """Encode, caption, write the files."""
+    from reducers.base import describe
+
+    answering = _answering(job)
+    check_selection(answering.answer.select, {"reducer": describe(parse_reducer(job.encode.reducer))}, None)
     if job.cluster.runner == "ray":
         with cluster(job.cluster):  # one Ray for both halves
-            return _run(job)
-    return _run(job)
+            return _run(job, answering)
+    return _run(job, answering)
 
 
-def _run(job: CaptionJob) -> Report:
-    encoded = encode.run(_encoding(job))
+def _run(job: CaptionJob, answering: AnswerJob) -> Report:
+    corpus, encoded = encode.encoded(_encoding(job))
     if encoded["stopped"]:
         return {"job": "caption", "encode": encoded, "exit_code": STOPPED}
     store = TokenStore.open(job.store, encoded["fingerprint"], job.options)
-    asked = _asked(job, store)
-    answering = _answering(job, store)
+    asked = _asked(job, corpus, store)
     answered = answer.answered(answering, store, asked)
     answers = AnswerStore(job.out, answered["answers_fingerprint"], job.options)
     rows = captions(answers.merged(asked))
@@ -125,7 +127,7 @@ def _encoding(job: CaptionJob) -> EncodeJob:
     return EncodeJob(**kept, max_failed=sys.maxsize)
 
 
-def _answering(job: CaptionJob, store: TokenStore) -> AnswerJob:
+def _answering(job: CaptionJob) -> AnswerJob:
     config = AnswerConfig(
         model=job.encode.model,
         revision=job.encode.revision,
@@ -137,15 +139,12 @@ def _answering(job: CaptionJob, store: TokenStore) -> AnswerJob:
     )
     same = {name: getattr(job, name) for name in ("store", "out", "cluster", "engines", "gpus_per_engine", "storage_options")}
     unit = max(1, min(job.videos_per_unit, 8))
-    return AnswerJob(questions="", answer=config, fingerprint=store.fingerprint, videos_per_unit=unit, **same)
+    return AnswerJob(questions="", answer=config, videos_per_unit=unit, **same)
 
 
-def _asked(job: CaptionJob, store: TokenStore) -> pa.Table:
+def _asked(job: CaptionJob, corpus: pa.Table, store: TokenStore) -> pa.Table:
     """Return one question for each video or segment of the corpus, in its order."""
-    from pipeline.checkpoint import Checkpoint
-
-    payloads, side_px = store.payloads(), Checkpoint.open(job.encode.model, job.encode.revision).preprocessing().side_px
-    corpus = encode.in_segments(_encoding(job), read_corpus(job.corpus, job.options), side_px)
+    payloads = store.payloads()
     rows = [
         {
             "question_id": f"{QUESTION_ID}:{name}",

@@ -83,6 +83,11 @@ class EncodeJob:
 
 def run(job: EncodeJob) -> Report:
     """Decode, encode, commit. Every video ends in the store with its tokens, or in the index with its failure."""
+    return encoded(job)[1]
+
+
+def encoded(job: EncodeJob) -> tuple[pa.Table, Report]:
+    """Return the videos as the job took them, whole or in segments, and the report of `run`."""
     from pipeline.checkpoint import Checkpoint
 
     parse_reducer(job.encode.reducer)
@@ -107,7 +112,8 @@ def run(job: EncodeJob) -> Report:
                     progress.add(Counter(manifest["status"].to_pylist()))
             stopped = stop.is_set() and progress.done < todo.num_rows
     store.refresh()
-    return {**_report(job, store, corpus, progress, stopped), "same_content": missing.num_rows - todo.num_rows}
+    report = _report(job, store, corpus, progress, stopped)
+    return corpus, {**report, "same_content": missing.num_rows - todo.num_rows}
 
 
 def in_segments(job: EncodeJob, corpus: pa.Table, side_px: int) -> pa.Table:

@@ -1,5 +1,6 @@
 """Captions as files: one row per video or segment, and subtitles for videos that were cut into segments."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.filesystem import open_root
+from pipeline.filesystem import open_root, write_whole
 from pipeline.parquet import to_parquet
 from pipeline.segments import span_of
 
@@ -26,6 +27,9 @@ CAPTIONS = pa.schema(
     ]
 )
 """`start_s` and `end_s` are null where a video was not cut; `caption` is null unless `status` is ok."""
+
+LONGEST_NAME = 200
+"""Of a file of subtitles, without its ending."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,7 @@ def write(url: str, rows: pa.Table, storage_options: Mapping[str, Any] | None = 
         files[f"srt/{file_name(name)}.srt"] = srt(cues).encode()
         files[f"vtt/{file_name(name)}.vtt"] = vtt(cues).encode()
     for name, content in files.items():
-        fs.makedirs(f"{root}/{name}".rsplit("/", 1)[0], exist_ok=True)
-        fs.pipe_file(f"{root}/{name}", content)
+        write_whole(fs, f"{root}/{name}", content)
     return list(files)
 
 
@@ -69,7 +72,7 @@ def subtitles(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Cue]]:
     for row in rows:
         if row["start_s"] is not None:
             cues = found.setdefault(row["video_id"], [])
-            if row["status"] == "ok":
+            if row["status"] == "ok" and row["caption"].strip():
                 cues.append(Cue(start_s=row["start_s"], end_s=row["end_s"], text=row["caption"]))
     return {name: sorted(cues, key=lambda cue: cue.start_s) for name, cues in found.items()}
 
@@ -104,5 +107,12 @@ def _clock(seconds: float, mark: str) -> str:
 
 
 def file_name(video_id: str) -> str:
-    """Return a name that is one path component on any storage; different ids have different names."""
-    return re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"%{byte:02X}" for byte in found.group().encode()), video_id)
+    """Return a name that is one path component on any storage; different ids have different names.
+
+    A long one ends in a digest: file systems take 255 bytes, and a character of an id may need twelve of them.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]", lambda found: "".join(f"%{byte:02X}" for byte in found.group().encode()), video_id)
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(video_id.encode()).hexdigest()[:32]
+    return f"{name[: LONGEST_NAME - len(digest) - 1]}~{digest}"

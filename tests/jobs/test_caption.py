@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,7 +20,7 @@ from jobs.chat import ChatJob
 from jobs.cluster import ClusterConfig
 from jobs.encode import EncodeJob
 from pipeline.answer import AnswerConfig
-from pipeline.captions import Cue, file_name, srt, vtt
+from pipeline.captions import CAPTIONS, Cue, file_name, srt, vtt, write
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError
 from pipeline.segments import segment_rows, span_of, spans
@@ -176,6 +177,49 @@ def test_subtitles_follow_their_grammars() -> None:
     )
     assert vtt(cues).split("\n\n")[1] == "00:00:00.000 --> 00:00:01.500\na &lt;b&gt; &amp; c d -&gt; e"
     assert file_name("../a/ü.b") == "%2E%2E%2Fa%2F%C3%BC%2Eb"
+
+
+def test_names_of_any_length_are_files(model: str, corpus: Path, tmp_path: Path) -> None:
+    """A title in another script needs up to twelve bytes a character; what two long ones share does not make them one."""
+    title = "長い題名の動画" * 10
+    for name in (f"{title}一", f"{title}二"):
+        shutil.copy2(VIDEOS / "testsrc2.mp4", corpus / f"{name}.mp4")
+    assert caption.run(job(model, corpus, tmp_path, segments=4.0))["exit_code"] == 0
+    assert len({path.name for path in (tmp_path / "out" / "srt").iterdir()}) == 4
+    assert file_name("a" * 200) == "a" * 200
+
+
+def test_files_of_captions_are_whole_or_old(tmp_path: Path) -> None:
+    """Who reads on in the file of last night reads it to its end; a segment without words leaves a gap."""
+    one = {"video_id": "v", "start_s": 0.0, "end_s": 1.0, "caption": "something", "status": "ok", "prompt": "p"}
+    two = {**one, "start_s": 1.0, "end_s": 2.0, "caption": " "}
+    write(str(tmp_path), pa.Table.from_pylist([one], schema=CAPTIONS))
+    with (tmp_path / "captions.jsonl").open() as reader:
+        write(str(tmp_path), pa.Table.from_pylist([one, two], schema=CAPTIONS))
+        assert len(reader.readlines()) == 1
+    assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "srt" / "v.srt").read_text() == "1\n00:00:00,000 --> 00:00:01,000\nsomething\n"
+
+
+@pytest.mark.parametrize("wrong", [{"budget": 8}, {"max_new_tokens": 0}, {"answer_dtype": "int3"}, {"engines": 0}])
+def test_a_wrong_setting_is_found_before_anything_is_encoded(
+    model: str, corpus: Path, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    """Not after a night of encoding: a budget for a store that cannot be cut, say."""
+    config = EncodeConfig(model=model, reducer="prumerge+", device="cpu")
+    with pytest.raises(ConfigError):
+        caption.run(job(model, corpus, tmp_path, encode=config, **wrong))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_video_without_a_length_is_looked_at_once(
+    model: str, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is captioned is what was encoded: the corpus is listed and measured once in a run."""
+    caplog.set_level("INFO")
+    (corpus / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42 and nothing else")
+    caption.run(job(model, corpus, tmp_path, segments=4.0))
+    assert [line for line in caplog.messages if "to measure" in line] == ["3 videos to measure"]
 
 
 def test_segments_and_identity_by_content_are_refused_together(model: str, corpus: Path, tmp_path: Path) -> None:
