@@ -103,13 +103,18 @@ def read_clip(path: Path, demuxer: str, config: DecodeConfig, span: Span | None 
 
 
 def _window(found: Probe, span: Span) -> tuple[int, int]:
-    """Return the packets shown between two times. Raises VideoError where none is, or times are not known."""
+    """Return the packets shown between two times; where no frame begins, the one that is still on the screen.
+
+    Raises VideoError where the video has ended by then, or times are not known.
+    """
     if not found.times:
         raise VideoError("CORRUPT", "a video without times of its own for each frame cannot be cut into segments")
     first, last = (bisect_left(found.times, found.times[0] + round(time / found.tick_s)) for time in span)
-    if first == last:
+    if first < last:
+        return first, last
+    if span[0] > span[1] or span[0] > found.duration_s:
         raise VideoError("CORRUPT", f"no frame between {span[0]:g} and {span[1]:g} s")
-    return first, last
+    return max(first - 1, 0), max(first, 1)
 
 
 def _indices(found: Probe, total: int, config: DecodeConfig) -> list[int]:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -125,6 +126,32 @@ def test_a_clip_of_a_short_video_says_how_many_frames_repeat(stage: Decode) -> N
     """One frame shown eight times is one frame and seven substitutes."""
     rows = stage(corpus(str(VIDEOS / "testsrc2_mpeg4.mp4"), str(VIDEOS / "testsrc2.mp4"))).to_pylist()
     assert [row["substituted_frames"] for row in rows] == [7, 0]
+
+
+def sparse_video(path: Path, times_s: tuple[int, ...]) -> Path:
+    """Frames that stand on the screen for many seconds, as in a recording of slides; each a brighter grey."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, time_s in enumerate(times_s):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 60 * number + 30, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time_s, Fraction(1)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_segment_in_which_no_frame_begins_shows_the_one_on_the_screen(stage: Decode, tmp_path: Path) -> None:
+    """Slides stand for long; a video of one frame is a segment of no length. Beyond the end there is nothing to show."""
+    slides, one = sparse_video(tmp_path / "slides.mkv", (0, 2, 30, 32)), VIDEOS / "testsrc2_mpeg4.mp4"
+    asked = [f"{slides}#t=0.000,10.000", f"{slides}#t=10.000,20.000", f"{one}#t=0.000,0.000"]
+    whole, still, single = stage(corpus(*asked)).to_pylist()
+    assert [row["error_class"] for row in (whole, still, single)] == [None] * 3
+    assert still["timestamps_s"] == [2.0] * 8
+    assert still["frames"][:30] == whole["frames"][-30:]
+    assert single["frames"] == stage(corpus(str(one)))["frames"][0].as_py()
+    for wrong in ("90.000,99.000", "10.000,5.000"):
+        assert stage(corpus(f"{slides}#t={wrong}"))["error_class"].to_pylist() == ["CORRUPT"]
 
 
 def test_timestamps_start_at_zero_and_rise(stage: Decode) -> None:
