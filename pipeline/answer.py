@@ -114,10 +114,13 @@ def corpus_cut(config: AnswerConfig, store: "TokenStore", store_ids: Sequence[st
     from reducers.base import BudgetError
     from reducers.nest import common_gain
 
-    nests = [stored_nest(store.read(name), store.spec) for name in sorted(store_ids)]
-    rows = sum(nest.grid[0] for nest in nests if nest.cls is not None)
+    gains, rows = [], 0
+    for name in sorted(store_ids):  # of each entry the gains alone are kept: a corpus may be larger than memory
+        nest = stored_nest(store.read(name), store.spec)
+        gains.append(nest.superset.gain)
+        rows += nest.grid[0] if nest.cls is not None else 0
     try:
-        return common_gain([nest.superset.gain for nest in nests], config.select.corpus_budget * len(nests) - rows)
+        return common_gain(gains, config.select.corpus_budget * len(gains) - rows)
     except BudgetError as error:
         raise ConfigError(f"corpus_budget {config.select.corpus_budget} is too small: {error}, and {rows} CLS rows") from error
 
@@ -196,16 +199,23 @@ class Answer:
         for at, row in enumerate(rows):
             if row["store_id"] is not None:
                 by_video.setdefault(row["store_id"], []).append(at)
-        return ((self.store.read(store_id), places) for store_id, places in by_video.items())
+        for store_id, places in by_video.items():
+            try:
+                entry = self.store.read(store_id)
+            except KeyError:  # its video changed since it was listed, and could not be encoded
+                continue
+            yield entry, places
 
     def _ask(self, entry: "Entry", places: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> list["_Asked"]:
-        """Return the questions about an entry, together if all see the same tokens, turns by themselves."""
-        turns = sorted((at for at in places if rows[at]["turn"] is not None), key=lambda at: rows[at]["turn"])
+        """Return the questions about an entry, together if all see the same tokens, each video's turns by themselves."""
         single = [at for at in places if rows[at]["turn"] is None]
-        if turns and self.selection.reads_question:
+        talks: dict[str, list[int]] = {}
+        for at in sorted((at for at in places if rows[at]["turn"] is not None), key=lambda at: rows[at]["turn"]):
+            talks.setdefault(rows[at]["video_id"], []).append(at)  # an entry may serve several names
+        if talks and self.selection.reads_question:
             raise ConfigError("turns see the same tokens all along: answer without a method that reads the question")
         parts = [[at] for at in single] if self.selection.reads_question else [single]
-        found = [(part, [rows[at]["question"] for at in part]) for part in (*parts, turns) if part]
+        found = [(part, [rows[at]["question"] for at in part]) for part in (*parts, *talks.values()) if part]
         return [self._asked(entry, part, questions) for part, questions in found]
 
     def _asked(self, entry: "Entry", places: list[int], questions: list[str]) -> "_Asked":

@@ -1,5 +1,6 @@
 """Stored once, shown as asked: budgets, coverage and questions are served from the store alone."""
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from pipeline.local import encode_units
 from pipeline.selection import SelectConfig, Selection, check_selection, stored_tokens
 from pipeline.store import Commit, TokenStore
 from reducers.base import CLS, KEPT
+from reducers.nest_cut import StoredNest
 from reducers.registry import parse
 from tests.tables import corpus
 
@@ -137,6 +139,21 @@ def test_a_corpus_budget_is_a_mean(nest: TokenStore) -> None:
     config = AnswerConfig(model=SHAPES, select=SelectConfig(corpus_budget=33))
     with pytest.raises(ConfigError, match="corpus_budget 33 is too small"):
         corpus_cut(config, nest, NAMES)
+
+
+def test_a_corpus_budget_holds_one_entry_at_a_time(nest: TokenStore) -> None:
+    """A corpus may be larger than memory: of the entries that were read only the gains are left."""
+    alive = []
+
+    class Watched:
+        spec = nest.spec
+
+        def read(self, name: str) -> Entry:
+            alive.append(sum(type(one) is StoredNest for one in gc.get_objects()))
+            return nest.read(name)
+
+    corpus_cut(AnswerConfig(model=SHAPES, select=SelectConfig(corpus_budget=100)), Watched(), NAMES)
+    assert max(alive) - alive[0] <= 1
 
 
 def test_the_question_chooses_half_of_the_budget(nest: TokenStore, space: JointSpace) -> None:
