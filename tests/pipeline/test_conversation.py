@@ -20,7 +20,7 @@ from pipeline.selection import SelectConfig
 from pipeline.store import TokenStore
 from tests.models import tiny_checkpoint
 from tests.pipeline.test_engine import engine, width_of
-from tests.tables import SPEC, encoded, row
+from tests.tables import SPEC, encoded, failed, row
 
 TURNS = ["what is it", "who runs over there in the green field", "how many are there", "yes or no"]
 
@@ -108,6 +108,27 @@ def test_a_file_may_mix_turns_and_questions(tmp_path: Path) -> None:
     talk = asking.engine.converse(VideoQuestions(features=features, questions=TURNS[:3]))
     alone = asking.engine.answer([VideoQuestions(features=features, questions=[TURNS[1]])])[0][0]
     assert [row["prediction"] for row in answered] == [talk[2].text, alone.text, talk[0].text, talk[1].text]
+
+
+def test_two_names_of_a_video_hold_two_conversations(tmp_path: Path) -> None:
+    """Data sets name a video twice; what was said under one name was not said under the other."""
+    asking = stage(tmp_path)
+    told = [{"question": question, "turn": at} for at, question in enumerate(TURNS[:2])]
+    rows = [{**row, "video_id": name} for row in told for name in ("a", "alias")]
+    said = [row["prediction"] for row in asking(table(rows)).to_pylist()]
+    features = torch.from_numpy(asking.store.read("a").features.copy())
+    talk = [reply.text for reply in asking.engine.converse(VideoQuestions(features=features, questions=TURNS[:2]))]
+    assert said == [talk[0], talk[0], talk[1], talk[1]]
+
+
+def test_an_entry_that_is_gone_is_a_missing_video(tmp_path: Path) -> None:
+    """Its video was replaced by a broken one after the questions were joined; the others of the unit are answered."""
+    asking = stage(tmp_path)
+    TokenStore.open(str(tmp_path / "store")).commit(encoded([failed("a", seed=1)]))
+    asking.store.refresh()
+    rows = [{"question": TURNS[0]}, {"question": TURNS[0], "video_id": "b", "store_id": "b"}]
+    answered = asking(table(rows)).to_pylist()
+    assert [(row["status"], row["payload_sha256"] is None) for row in answered] == [("missing_video", True), ("ok", False)]
 
 
 def test_an_answer_belongs_to_the_turns_before_it(tmp_path: Path) -> None:
