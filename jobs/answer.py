@@ -23,6 +23,7 @@ from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, corp
 from pipeline.answers import AnswerStore, CommitAnswers, units
 from pipeline.datasets import join_videos, read_aliases, read_questions, with_history
 from pipeline.errors import ConfigError
+from pipeline.filesystem import open_root
 from pipeline.selection import check_selection
 from pipeline.store import TokenStore
 
@@ -83,6 +84,7 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table) -> Report:
     """Answer the questions of a table, columns of `answers.QUESTIONS_ASKED`; the job's own file is not looked at."""
     from pipeline.checkpoint import Checkpoint
 
+    _check_out(job, store)
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)
     check_selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint))
@@ -103,6 +105,12 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table) -> Report:
                     progress.add(Counter({"answered": ok, "without answer": every - ok}))
             stopped = stop.is_set() and progress.done < pending.num_rows
     return _report(job, store, answers, asked, progress, stopped)
+
+
+def _check_out(job: AnswerJob, store: TokenStore) -> None:
+    """Raise ConfigError where answers would lie among the store's files: both keep specs, and neither knows the other's."""
+    if open_root(job.out, job.options)[1] == store.root:
+        raise ConfigError(f"{job.out} is the token store: expected another folder for the answers, one inside it will do")
 
 
 def _asked(job: AnswerJob, store: TokenStore) -> pa.Table:

@@ -75,6 +75,8 @@ class CaptionJob:
     """JSON object for fsspec, used for the corpus, the store and the captions."""
 
     def __post_init__(self) -> None:
+        if self.out.rstrip("/") == self.store.rstrip("/"):
+            raise ConfigError(f"{self.out} is the token store: expected another folder for the captions, one inside it will do")
         if not self.prompt.strip():
             raise ConfigError("the prompt is empty: say what the captions should tell")
 

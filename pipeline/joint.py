@@ -61,7 +61,8 @@ class JointSpace:
     def text_digest(self) -> str:
         """Return the SHA-256 of the text tower's files by name, tokeniser among them: what embedded questions depend on."""
         digest = hashlib.sha256()
-        files = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.json"), *self._tokenizer.glob("tokenizer*")]
+        files = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.json")]
+        files += [path for name in ("tokenizer*", "vocab.json", "merges.txt") for path in self._tokenizer.glob(name)]
         for path in sorted({path for path in files if path.is_file()}):
             digest.update(f"{path.name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         return digest.hexdigest()

@@ -23,6 +23,8 @@ STALE = 16
 """Gains that lazy greedy looks at anew in one go."""
 BLOCK = 256
 """Rows of a kernel that are made in one go."""
+MOST_RANKS = 2**15
+"""Of a superset: ranks and places of tokens are int16."""
 KERNEL_BYTES = 1 << 30
 """Most that the kernels of clips ordered together take."""
 
@@ -56,6 +58,8 @@ class NestConfig:
         if self.superset < 1 or self.spread < 0 or not 1 <= (1 if self.keep is None else self.keep) <= self.superset:
             got = f"{self.keep}, {self.superset} and {self.spread}"
             raise BudgetError(f"expected 1 <= keep <= superset and spread >= 0, got {got}")
+        if self.superset > MOST_RANKS:
+            raise BudgetError(f"expected a superset of at most {MOST_RANKS}, got {self.superset}: a rank is stored in 16 bits")
         if not self.gamma > 0 or not self.cap > 0 or (self.memory is not None and not self.memory > 0):
             raise ReducerError(f"expected gamma, cap and memory above 0, got {self.gamma}, {self.cap}, {self.memory}")
         if not all(0 <= share <= 1 for share in (self.still, self.omega)) or not 0 < self.gate <= 1:

@@ -265,6 +265,27 @@ def test_vectors_of_another_projection_are_refused(nest: TokenStore, space: Join
         JointSpace.open(Checkpoint.open(str(tmp_path / "model")))
 
 
+def test_every_file_of_the_tokeniser_is_in_the_digest(tmp_path: Path) -> None:
+    """CLIP's own tokeniser is vocab.json and merges.txt: with other merges a question has other ids."""
+    shutil.copytree(SHAPES, tmp_path / "model")
+    folder = tmp_path / "model" / "text_tower"
+    digests = []
+    for name, content in (("vocab.json", "{}"), ("merges.txt", "a b"), ("merges.txt", "b a")):
+        (folder / name).write_text(content)
+        digests.append(JointSpace.open(Checkpoint.open(str(tmp_path / "model"))).text_digest())
+    assert len(set(digests)) == 3
+
+
+def test_answers_do_not_lie_among_the_files_of_the_store(nest: TokenStore, tmp_path: Path) -> None:
+    """Their spec would be one more that the store has to choose from, and the next command would not know which."""
+    (tmp_path / "q.jsonl").write_text('{"video_id": "shapes_0", "question": "what ?"}')
+    given = {"questions": str(tmp_path / "q.jsonl"), "store": nest.root, "cluster": ClusterConfig(runner="local")}
+    job = AnswerJob(**given, out=f"{nest.root}/", answer=AnswerConfig(model=SHAPES))
+    with pytest.raises(ConfigError, match="expected another folder"):
+        answer_job.run(job)
+    assert TokenStore.open(nest.root).fingerprint == nest.fingerprint
+
+
 def test_one_store_answers_at_every_budget_when_the_videos_are_gone(videos: Path, tmp_path: Path) -> None:
     """Each setting has answers of its own; none opens a video; asking again does nothing."""
     mine = tmp_path / "corpus"

@@ -205,8 +205,12 @@ def test_a_corpus_budget_cuts_all_clips_at_one_gain() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"superset": 0}, {"keep": 0}, {"keep": 600}, {"gate": 0.0}, {"omega": math.nan}, {"gamma": 0.0}, {"memory": 0.0}]
-)
+    "wrong",
+    [
+        {"superset": 0}, {"superset": 2**15 + 1}, {"keep": 0}, {"keep": 600}, {"gate": 0.0}, {"omega": math.nan},
+        {"gamma": 0.0}, {"memory": 0.0},
+    ],
+)  # fmt: skip
 def test_a_config_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     """Before any clip is read."""
     with pytest.raises(ReducerError):
