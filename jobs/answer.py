@@ -19,7 +19,7 @@ import tyro
 from jobs.cluster import ClusterConfig, check_gpus, cluster, share, through
 from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
-from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, corpus_cut, joint_space
+from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, check_turns, corpus_cut, joint_space
 from pipeline.answers import AnswerStore, CommitAnswers, units
 from pipeline.datasets import join_videos, read_aliases, read_questions, with_history
 from pipeline.errors import ConfigError
@@ -87,6 +87,8 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table) -> Report:
     _check_out(job, store)
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)
+    if asked["turn"].null_count < asked.num_rows:
+        check_turns(job.answer)
     check_selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint))
     cut = corpus_cut(job.answer, store, [name for name in set(asked["store_id"].to_pylist()) if name is not None])
     config = _placed(job)

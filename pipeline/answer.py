@@ -136,6 +136,14 @@ def check_tower(spec: Mapping[str, Any], checkpoint: "Checkpoint") -> None:
         )
 
 
+def check_turns(config: AnswerConfig) -> None:
+    """Raise ConfigError if a conversation cannot be held that way, before any question is answered."""
+    if config.select.reads_question:
+        raise ConfigError("turns see the same tokens all along: answer without a method that reads the question")
+    if config.engine == "vllm":
+        raise ConfigError("the engine vllm holds no conversations: answer turns with the engine transformers")
+
+
 def llm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in config.json that answers depend on: the language model's own, projector and token ids."""
     noise = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
@@ -212,8 +220,8 @@ class Answer:
         talks: dict[str, list[int]] = {}
         for at in sorted((at for at in places if rows[at]["turn"] is not None), key=lambda at: rows[at]["turn"]):
             talks.setdefault(rows[at]["video_id"], []).append(at)  # an entry may serve several names
-        if talks and self.selection.reads_question:
-            raise ConfigError("turns see the same tokens all along: answer without a method that reads the question")
+        if talks:
+            check_turns(self.config)
         parts = [[at] for at in single] if self.selection.reads_question else [single]
         found = [(part, [rows[at]["question"] for at in part]) for part in (*parts, *talks.values()) if part]
         return [self._asked(entry, part, questions) for part, questions in found]

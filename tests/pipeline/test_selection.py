@@ -286,6 +286,16 @@ def test_answers_do_not_lie_among_the_files_of_the_store(nest: TokenStore, tmp_p
     assert TokenStore.open(nest.root).fingerprint == nest.fingerprint
 
 
+def test_turns_that_cannot_be_asked_are_refused_before_the_first_answer(nest: TokenStore, tmp_path: Path) -> None:
+    """Not when their unit comes, after all others were answered."""
+    (tmp_path / "q.csv").write_text("video_id,question,turn\nshapes_0,what ?,\nshapes_1,what ?,1\n")
+    given = {"questions": str(tmp_path / "q.csv"), "store": nest.root, "cluster": ClusterConfig(runner="local")}
+    config = AnswerConfig(model=SHAPES, max_new_tokens=2, select=SelectConfig(budget=16, by_question="like"))
+    with pytest.raises(ConfigError, match="the same tokens all along"):
+        answer_job.run(AnswerJob(**given, out=str(tmp_path / "out"), answer=config, videos_per_unit=1))
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_store_answers_at_every_budget_when_the_videos_are_gone(videos: Path, tmp_path: Path) -> None:
     """Each setting has answers of its own; none opens a video; asking again does nothing."""
     mine = tmp_path / "corpus"
