@@ -150,7 +150,8 @@ def llm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     text = {name: value for name, value in config.get("text_config", {}).items() if name not in noise}
     names = ("projector_hidden_act", "multimodal_projector_bias")
     ids = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    return {"text_config": text, **{name: config[name] for name in (*names, *ids) if name in config}}
+    ends = {} if config.get("eos_token_id") in (None, text.get("eos_token_id")) else {"eos_token_id": config["eos_token_id"]}
+    return {"text_config": text, **ends, **{name: config[name] for name in (*names, *ids) if name in config}}
 
 
 def tokenizer_digest(directory: Path) -> str:

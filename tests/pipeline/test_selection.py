@@ -14,7 +14,7 @@ import torch
 from jobs import answer as answer_job
 from jobs.answer import AnswerJob
 from jobs.cluster import ClusterConfig
-from pipeline.answer import Answer, AnswerConfig, corpus_cut
+from pipeline.answer import Answer, AnswerConfig, corpus_cut, llm_config
 from pipeline.answers import QUESTIONS_ASKED
 from pipeline.checkpoint import Checkpoint
 from pipeline.decode import Decode, DecodeConfig
@@ -274,6 +274,12 @@ def test_every_file_of_the_tokeniser_is_in_the_digest(tmp_path: Path) -> None:
         (folder / name).write_text(content)
         digests.append(JointSpace.open(Checkpoint.open(str(tmp_path / "model"))).text_digest())
     assert len(set(digests)) == 3
+
+
+def test_what_ends_an_answer_is_in_its_fingerprint() -> None:
+    """Without generation_config.json it is the outer EOS of config.json; one that says the same changes no fingerprint."""
+    config = {"text_config": {"eos_token_id": 2}}
+    assert llm_config({**config, "eos_token_id": 2}) == llm_config(config) != llm_config({**config, "eos_token_id": 7})
 
 
 def test_answers_do_not_lie_among_the_files_of_the_store(nest: TokenStore, tmp_path: Path) -> None:
