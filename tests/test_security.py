@@ -67,13 +67,9 @@ def wrongs(code: str) -> Iterator[str]:
         elif isinstance(node, ast.Attribute):
             owner = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")
             yield from [f"{owner}.{node.attr}"] if (owner, node.attr) in METHODS else []
-        elif isinstance(node, ast.keyword) and node.arg in ARGUMENTS and not _is_refusal(node):
-            yield node.arg
-
-
-def _is_refusal(node: ast.keyword) -> bool:
-    """NumPy takes pickles unless told not to: saying so is right. The others are better not named at all."""
-    return node.arg == "allow_pickle" and isinstance(node.value, ast.Constant) and node.value.value is False
+        elif isinstance(node, ast.keyword) and node.arg in ARGUMENTS:
+            forbids = node.arg == "allow_pickle" and isinstance(node.value, ast.Constant) and node.value.value is False
+            yield from [] if forbids else [node.arg]  # numpy allows pickles where nobody forbids them
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -86,7 +82,8 @@ def test_no_source_runs_what_it_reads(path: Path) -> None:
     "code",
     [
         "import pickle", "from pickle import loads", "import dill.source", "torch.load(p)", "x = torch.load", "eval('1')",
-        "f(trust_remote_code=False)", "subprocess.run(c, shell=True)", "np.load(p)", "torch.jit.load(p)", "os.system('x')",
+        "f(trust_remote_code=False)", "f(allow_pickle=True)", "f(allow_pickle=x)", "subprocess.run(c, shell=True)",
+        "np.load(p)", "torch.jit.load(p)", "os.system('x')",
     ],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(code: str) -> None:
