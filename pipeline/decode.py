@@ -1,6 +1,5 @@
 """The decode stage: videos in, square uint8 clips out. A bad video becomes a row with a class and disturbs nobody."""
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from pipeline.errors import ConfigError, VideoError
 from pipeline.redaction import redact, secrets_of
 from pipeline.sampling import Policy
 from pipeline.schema import DECODED
+from pipeline.scratch import scratch, sweep
 from pipeline.segments import DURATIONS, Span, span_of
 from pipeline.sources import Fetched, fetch
 
@@ -89,6 +89,7 @@ class Decode:
         self.storage_options = dict(storage_options or {})
         self.secrets = secrets_of(self.storage_options)
         self.child = DecodeChild(config, side_px)
+        sweep()
 
     def __call__(self, videos: pa.Table) -> pa.Table:
         """Return the videos with frames, or with the class of their failure. Secrets in a URI stay behind."""
@@ -112,18 +113,18 @@ class Decode:
 
     def _decoded(self, uri: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows about one file, which is fetched once, with their frames."""
-        with tempfile.TemporaryDirectory(prefix="framefold-") as folder:
+        with scratch() as folder:
             fetched = self._fetched(uri, folder)
             return [{**row, "uri": redact(row["uri"]), **self._outcome(fetched, span_of(row["uri"])[1])} for row in rows]
 
-    def _fetched(self, uri: str, folder: str) -> Fetched | VideoError:
+    def _fetched(self, uri: str, folder: Path) -> Fetched | VideoError:
         try:
-            return fetch(uri, Path(folder) / "video", self.config.max_bytes, self.storage_options)
+            return fetch(uri, folder / "video", self.config.max_bytes, self.storage_options)
         except VideoError as error:
             return error
 
     def _duration(self, uri: str) -> float | None:
-        with tempfile.TemporaryDirectory(prefix="framefold-") as folder:
+        with scratch() as folder:
             fetched = self._fetched(uri, folder)
             try:
                 return None if isinstance(fetched, VideoError) else self.child.measure(fetched.path, fetched.demuxer)
