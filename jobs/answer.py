@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import tyro
 
-from jobs.cluster import ClusterConfig, check_gpus, cluster, share, through
+from jobs.cluster import ClusterConfig, check_gpus, cluster, share, through, turn
 from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, check_turns, corpus_cut, joint_space
@@ -158,8 +158,13 @@ def _on_ray(
 ) -> Generator[pa.Table, None, None]:
     import ray.data
 
-    with cluster(job.cluster) as cpus:
+    with cluster(job.cluster) as cpus, turn(job.cluster, stop) as waited:
         check_gpus(job.engines * job.gpus_per_engine)
+        if waited:  # perhaps for the same job
+            pending = answers.pending(pending)
+            logger.info("%d questions are left to answer", pending.num_rows)
+        if stop.is_set() or not pending.num_rows:
+            return
         each = share(cpus, job.engines + 1)
         data = ray.data.from_arrow([unit.combine_chunks() for unit in units(pending, job.videos_per_unit)])
         asked = (job.answer, job.store, store.fingerprint, job.options, None, cut)

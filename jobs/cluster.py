@@ -1,8 +1,13 @@
-"""Where stages meet Ray: join or start a cluster, share out its CPUs, and run a stage as a pool of actors."""
+"""Where stages meet Ray: join or start a cluster, share out its CPUs, and run a stage as a pool of actors.
+
+Pools take their CPUs one by one and keep them, so two jobs that each got a part could wait for each other for ever. Two rules
+make that impossible: at most `JOBS` jobs have a turn on a cluster at a time, and each reserves so little that all of them fit.
+"""
 
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +20,11 @@ from pipeline.errors import ConfigError
 logger = logging.getLogger(__name__)
 NO_PROGRESS_S = 6 * 3600
 """Ray Data gives up after so long without a finished task; its default of half an hour is short for a queue of GPUs."""
+JOBS = 4
+"""Jobs that may run on one cluster at a time; a further one waits for the end of another."""
+TURNS = "framefold"
+"""Ray namespace of the names that stand for turns."""
+LOOK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +40,15 @@ class ClusterConfig:
         if self.runner not in ("ray", "local"):
             raise ConfigError(f"runner must be ray or local, got {self.runner!r}")
 
+    @property
+    def joined(self) -> str:
+        """Return the address of the cluster to join; `local` is a private one."""
+        return self.address or os.environ.get("RAY_ADDRESS") or "local"
+
 
 @contextmanager
-def cluster(config: ClusterConfig) -> Iterator[float]:
-    """Join or start Ray; yields the number of CPUs. A private cluster ends with the block that started it."""
+def cluster(config: ClusterConfig) -> Iterator[list[float]]:
+    """Join or start Ray; yields the CPUs of each node. A private cluster ends with the block that started it."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -41,9 +56,9 @@ def cluster(config: ClusterConfig) -> Iterator[float]:
     import ray
 
     if ray.is_initialized():
-        yield float(ray.cluster_resources().get("CPU", 1))
+        yield _cpus()
         return
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = config.joined
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -54,9 +69,54 @@ def cluster(config: ClusterConfig) -> Iterator[float]:
         signal.signal(number, handler)
     try:
         _quiet()
-        yield float(ray.cluster_resources().get("CPU", 1))
+        yield _cpus()
     finally:
         ray.shutdown()
+
+
+def _cpus() -> list[float]:
+    """Return the CPUs of each node that has some."""
+    import ray
+
+    found = [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [cpus for cpus in found if cpus > 0] or [1.0]
+
+
+@contextmanager
+def turn(config: ClusterConfig, stop: threading.Event | None = None) -> Iterator[bool]:
+    """Hold one of the `JOBS` turns on a shared cluster; yields whether others had to end first, or `stop` was set meanwhile.
+
+    A turn is the name of an actor, which ends with its driver however that ends. A private cluster needs none.
+    """
+    if config.joined == "local":
+        yield False
+        return
+    stop, waited = stop or threading.Event(), False
+    while (held := _free_turn()) is None and not stop.is_set():
+        if not waited:
+            logger.info("%d jobs run on this cluster already: waiting for one of them to end", JOBS)
+        waited = True
+        stop.wait(LOOK_AGAIN_S)
+    try:
+        yield waited
+    finally:
+        del held  # the actor ends when nobody refers to it
+
+
+def _free_turn() -> Any:
+    """Return an actor that takes nothing but a name, None where all names are taken. Any: Ray's actors are untyped."""
+    import ray
+
+    for number in range(JOBS):
+        try:
+            return ray.remote(_Turn).options(name=f"turn-{number}", namespace=TURNS, num_cpus=0).remote()
+        except ValueError:  # of another job
+            continue
+    return None
+
+
+class _Turn:
+    """An actor that does nothing."""
 
 
 def _quiet() -> None:
@@ -71,12 +131,15 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def share(cpus: float, actors: int) -> float:
-    """Return the CPUs that each actor may reserve so that all of them start: one, or less on a small machine.
+def share(cpus: Sequence[float], actors: int) -> float:
+    """Return the CPUs that each actor of a job may reserve, given those of each node: one, or less on a small cluster.
 
-    Pools take their CPUs first and keep them; if one could not start, the job would wait for ever.
+    With actors of e CPUs on n nodes, a job reserves at most (sum of CPUs - n e) / JOBS. So of any JOBS jobs the one with the
+    smallest e always fits: were an actor of it left over, less than e would be free on every node, more than all reserve
+    would be taken. It runs to its end and makes room for the next.
     """
-    return min(1.0, int(100 * 0.9 * cpus / actors) / 100)
+    each = sum(cpus) / (JOBS * actors + len(cpus))
+    return min(1.0, int(10_000 * each) / 10_000)  # as finely as Ray counts
 
 
 def source(table: pa.Table, rows_per_block: int) -> Any:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from jobs.cluster import ClusterConfig, check_gpus, cluster, share, source, through
+from jobs.cluster import ClusterConfig, check_gpus, cluster, share, source, through, turn
 from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.corpus import read_corpus
@@ -130,7 +130,7 @@ def _measured(job: EncodeJob, videos: pa.Table, side_px: int) -> Iterator[pa.Tab
         with Measure(job.decode, side_px, job.options) as measure:
             yield from (measure(videos.slice(start, STEP)) for start in range(0, videos.num_rows, STEP))
         return
-    with cluster(job.cluster) as cpus:
+    with cluster(job.cluster) as cpus, turn(job.cluster):
         arguments = (job.decode, side_px, job.options)
         each = share(cpus, job.decoders)
         lengths = through(source(videos, STEP), Measure, arguments, workers=job.decoders, cpus=each, batch=STEP)
@@ -165,8 +165,13 @@ def _on_ray(
     job: EncodeJob, todo: pa.Table, spec: dict[str, Any], side_px: int, stop: threading.Event
 ) -> Generator[pa.Table, None, None]:
     step = min(job.encode.batch_clips, job.videos_per_unit)
-    with cluster(job.cluster) as cpus:
+    with cluster(job.cluster) as cpus, turn(job.cluster, stop) as waited:
         check_gpus(job.encoders * job.gpus_per_encoder)
+        if waited:  # perhaps for the same job
+            todo = TokenStore.create(job.store, spec, job.options).missing(todo, job.retry)
+            logger.info("%d videos are left to encode", todo.num_rows)
+        if stop.is_set() or not todo.num_rows:
+            return
         each = share(cpus, job.decoders + job.encoders + 1)
         videos = source(todo, step)
         clips = through(videos, Decode, (job.decode, side_px, job.options), workers=job.decoders, cpus=each, batch=step)

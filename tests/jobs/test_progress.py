@@ -2,10 +2,11 @@
 
 import logging
 from collections import Counter
+from random import Random
 
 import pytest
 
-from jobs.cluster import ClusterConfig, share
+from jobs.cluster import JOBS, ClusterConfig, share
 from jobs.launch import storage_options
 from jobs.progress import Progress
 from pipeline.errors import ConfigError
@@ -26,13 +27,29 @@ def test_a_line_says_done_failed_rate_and_what_is_left(caplog: pytest.LogCapture
     ]
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 4, 64])
-@pytest.mark.parametrize("actors", [2, 3, 30])
-def test_all_actors_fit_whatever_the_machine(cpus: float, actors: int) -> None:
-    """Ray would wait for ever for the one that does not."""
-    each = share(cpus, actors)
-    assert 0 < each <= 1
-    assert each * actors <= cpus
+@pytest.mark.parametrize("nodes", [[1.0], [2.0], [4.0], [64.0], [2.0] * 4, [1.0] * 16, [0.5, 8.0]])
+def test_of_as_many_jobs_as_may_run_one_always_fits(nodes: list[float]) -> None:
+    """Whatever got in first and wherever it lies: Ray would wait for ever for the actor that does not."""
+    random = Random(1)
+    for _ in range(300):
+        actors = random.choices([2, 3, 5, 30], k=JOBS)
+        jobs = [share(nodes, count) for count in actors]
+        waiting = [at for at in range(JOBS) for _ in range(actors[at])]
+        random.shuffle(waiting)
+        free, left = list(nodes), dict.fromkeys(range(JOBS), 0)
+        for at in waiting:
+            rooms = [node for node, cpus in enumerate(free) if cpus >= jobs[at] - 1e-9]
+            left[at] += not rooms
+            if rooms:
+                free[random.choice(rooms)] -= jobs[at]
+        assert 0 in left.values()
+        assert all(0 < each <= 1 for each in jobs)
+
+
+def test_a_large_cluster_gives_a_cpu_to_each_actor() -> None:
+    """Less only where that many jobs would not fit."""
+    assert share([16.0, 16.0], 3) == 1
+    assert share([2.0], 3) == 0.1538
 
 
 def test_an_unknown_runner_and_wrong_options_are_refused() -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import fsspec
 import pytest
 
+from jobs.cluster import JOBS
 from pipeline.filesystem import open_root
 from pipeline.store import TokenStore
 from pipeline.verify import verify
+from tests.jobs.crowd import POOLS
 from tests.models import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +141,16 @@ def test_two_runs_of_the_same_job_at_once_commit_each_video_once(tmp_path: Path,
     assert (report.problems, report.entries) == ([], 8)
     committed = sum(one["this_run"].get("committed", 0) for one in told)
     assert committed >= 8
+
+
+def test_as_many_jobs_as_may_run_fit_on_two_cpus_and_one_more_waits_its_turn(tmp_path: Path, ray_folder: str) -> None:
+    """All pools of all of them are up at the same time, so none waits for what another keeps; then the last one runs too."""
+    command = [sys.executable, "-m", "tests.jobs.crowd", str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, env=environment(ray_folder), capture_output=True, text=True, check=False)
+    told = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
+    assert (told["up"], told["late"]) == (JOBS * POOLS, [])
+    assert told["told"] == {**{f"job{at}": [False, 4] for at in range(JOBS)}, f"job{JOBS}": [True, 4]}
+    assert f"{JOBS} jobs run on this cluster already" in ran.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,68 @@
+"""More jobs than may run at a time, at once, on one real Ray of two CPUs: `python -m tests.jobs.crowd FOLDER`."""
+
+import json
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+
+from jobs.cluster import JOBS, ClusterConfig, cluster, share, source, through, turn
+
+CONFIG = ClusterConfig(address="this one")
+"""Not looked at, for Ray runs already; but no private cluster."""
+POOLS = 2
+WAIT_S = 240.0
+
+
+class Stay:
+    """Stage. Says that it is there, and passes nothing on before everybody is."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.folder = Path(folder)
+        (self.folder / name).touch()
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Return the rows."""
+        while not (self.folder / "go").exists():
+            time.sleep(0.05)
+        return rows
+
+
+def job(folder: str, name: str, told: dict[str, tuple[bool, int]]) -> None:
+    """Send a few rows through pools of one actor each."""
+    with cluster(CONFIG) as cpus, turn(CONFIG) as waited:
+        data = source(pa.table({"row": range(4)}), 1)
+        for pool in range(POOLS):
+            data = through(data, Stay, (folder, f"{name}-{pool}"), workers=1, cpus=share(cpus, POOLS), batch=1)
+        batches = data.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
+        told[name] = (waited, sum(batch.num_rows for batch in batches))
+
+
+def main(folder: str) -> None:
+    """Start the jobs; once all that may run are complete, start one more, see it wait, and let them go on."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+    told: dict[str, tuple[bool, int]] = {}
+    threads = [threading.Thread(target=job, args=(folder, f"job{at}", told), daemon=True) for at in range(JOBS + 1)]
+    for thread in threads[:-1]:
+        thread.start()
+    end = time.monotonic() + WAIT_S
+    while len(up := sorted(path.name for path in Path(folder).iterdir())) < JOBS * POOLS and time.monotonic() < end:
+        time.sleep(0.1)
+    threads[-1].start()
+    threads[-1].join(5)
+    late = [path.name for path in Path(folder).iterdir() if path.name not in up]
+    (Path(folder) / "go").touch()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    sys.stdout.write(json.dumps({"up": len(up), "late": late, "told": told}) + "\n")
+    sys.stdout.flush()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
