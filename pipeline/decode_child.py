@@ -29,7 +29,8 @@ TRIES = 2
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that no decoder raises. The kernel sends SIGKILL when the machine's memory runs out, whoever used it up; Ctrl-C and
 service managers signal the whole process group."""
-REPLY_BYTES = 1 << 20
+REPLY_BYTES = 1 << 18
+"""More than the times of the longest clip take."""
 ANSWER = {"timestamps_s": list, "decoder": str, "substituted_frames": int}
 """Columns that a child answers beside the frames."""
 LAST_BREATH_S = 10.0
@@ -175,10 +176,10 @@ class DecodeChild:
         pipe.write(json.dumps(message).encode() + b"\n")
 
     def _line(self, deadline: float) -> dict[str, Any]:
-        line = b""
+        line = bytearray()
         while not line.endswith(b"\n"):
             if len(line) > REPLY_BYTES:
-                raise EOFError("not a reply")
+                raise ValueError("not a reply")
             line += self._some(1, deadline)
         reply: dict[str, Any] = json.loads(line)
         return reply
