@@ -143,7 +143,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "a shape too large to hold": {"shape": [MOST, 4]},
     "a negative shape": {"shape": [-1, 4]},
     "two negatives that multiply to the right size": {"shape": [-6, -4]},
-    "no tokens of a negative width": {**{name: b"" for name in ("features", "frame", "anchor", "kind", "size", "position")},
+    "no tokens of a negative width": {**dict.fromkeys(("features", "frame", "anchor", "kind", "size", "position"), b""),
                                       "shape": [0, -4]},
     "a shape of one number": {"shape": [24]},
     "a shape of three numbers": {"shape": [6, 4, 1]},

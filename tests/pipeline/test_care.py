@@ -15,6 +15,7 @@ from pipeline.care import clear, compact, gc, repair
 from pipeline.errors import ConfigError, StoreError
 from pipeline.filesystem import create_exclusive, list_files, open_root
 from pipeline.fingerprint import fingerprint
+from pipeline.shards import read_footer
 from pipeline.store import TokenStore
 from pipeline.verify import verify
 from tests.tables import SPEC, corpus, encoded, failed, row
@@ -233,6 +234,49 @@ def test_entries_keep_every_column_when_they_are_moved(tmp_path: Path) -> None:
     assert before is not None
     assert after is not None
     assert after.tobytes() == before.tobytes()
+
+
+def alias(store: TokenStore, name: str, of: str, stored_id: str | None) -> None:
+    """List another video whose tokens are the entry of one that is there."""
+    known = store.index.get(of) or {}
+    store.index.append([known | {"video_id": name, "stored_id": stored_id}])
+    store.refresh()
+
+
+def test_compaction_keeps_one_entry_of_videos_that_share_it(place: Place) -> None:
+    """All of them are served from it afterwards, and removal takes none away."""
+    url, options = place
+    store = TokenStore.create(url, SPEC, options)
+    for name in "ab":
+        store.commit(encoded([row(name)]))
+    store.refresh()
+    for name in ("a2", "a3"):
+        alias(store, name, "a", "a")
+    assert compact(TokenStore.open(url, storage_options=options))["shards_written"] == 1
+    fs, root = open_root(url, options)
+    gc(fs, root, now=time.time() + 1e6)
+    fresh = TokenStore.open(url, storage_options=options)
+    ((shard, _),) = list_files(fs, fresh.tokens, ".parquet").items()
+    assert read_footer(fs, shard).num_row_groups == 2
+    assert {name: fresh.read(name).video_id for name in fresh.ids()} == {"a": "a", "a2": "a", "a3": "a", "b": "b"}
+    report = verify(fs, root)
+    assert (report.problems, report.entries) == ([], 4)
+
+
+def test_an_entry_of_another_video_is_neither_served_nor_verified_as_its_own(tmp_path: Path) -> None:
+    """Every digest is right; the index names it for a video that it is not of."""
+    store = TokenStore.create(str(tmp_path), SPEC)
+    store.commit(encoded([row("a"), row("b")]))
+    store.refresh()
+    alias(store, "z", "a", None)
+    alias(store, "y", "a", "b")
+    for name in "zy":
+        with pytest.raises(StoreError, match=r"expected the entry of [zb], got a"):
+            store.read(name)
+    report = verify(*open_root(str(tmp_path)))
+    assert sorted(report.damaged) == ["y", "z"]
+    assert all("got a" in problem for problem in report.problems)
+    assert report.entries == 2
 
 
 WRITER = """

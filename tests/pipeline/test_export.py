@@ -112,6 +112,20 @@ def test_a_damaged_entry_is_left_out_and_named(tmp_path: Path) -> None:
     assert "b/c" not in exported(str(tmp_path / "out"), {})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_what_was_committed_is_not_exported(tmp_path: Path, kind: Format) -> None:
+    """A whole shard of another content under the name of one that was committed: its own checksums hold, the digests differ."""
+    store = filled(str(tmp_path / "store"))
+    other = TokenStore.create(str(tmp_path / "other"), SPEC)
+    other.commit(encoded([row(name, seed=1, tokens=3 + at) for at, name in enumerate(NAMES)] + [row("none", tokens=0)]))
+    (shard,) = (tmp_path / "store").rglob("tokens/*/*.parquet")
+    (swapped,) = (tmp_path / "other").rglob("tokens/*/*.parquet")
+    shard.write_bytes(swapped.read_bytes())
+    told = export(TokenStore.open(str(tmp_path / "store")), str(tmp_path / "out"), kind)
+    assert set(NAMES) <= set(told["damaged"])  # an entry without tokens may be the same in both
+    assert told["videos"] == len(store.ids()) - len(told["damaged"])
+
+
 def test_an_export_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     """Files are there whole or not at all; without a manifest the export is not finished."""
     store, out = filled(str(tmp_path / "store")), tmp_path / "out"
