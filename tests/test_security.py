@@ -138,6 +138,8 @@ def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 MOST = 2**31 - 1
+ORDERED = {"rank": bytes(12), "parent": bytes(12), "link": bytes(6), "weight": bytes(24), "gain": bytes(24),
+           "owner": bytes(2 * 8 * 16 * 16)}  # fmt: skip
 ENTRIES: dict[str, dict[str, Any]] = {
     "a shape too large to multiply": {"shape": [MOST, MOST]},
     "a shape too large to hold": {"shape": [MOST, 4]},
@@ -157,16 +159,20 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "times of none": {"timestamps_s": [None]},
     "an object dtype": {"dtype": "object"},
     "a wider dtype": {"dtype": "float64"},
-    "int8 without scales": {"dtype": "int8"},
+    "int8 without scales": {"dtype": "int8", "features": bytes(24)},
+    "int8 with too few scales": {"dtype": "int8", "features": bytes(24), "scale": bytes(20)},
     "short features": {"features": bytes(46)},
     "odd features": {"features": bytes(47)},
     "long features": {"features": bytes(4800)},
     "short positions": {"position": bytes(71)},
     "another video's name": {"video_id": "b"},
     "half an order": {"rank": bytes(12)},
-    "an order without owners": {**{n: bytes(12) for n in ("rank", "parent")}, "link": bytes(6), "weight": bytes(24),
-                                "gain": bytes(24), "owner": b""},
-    "half a joint space": {"clip_space": bytes(7)},
+    "an order without owners": {**ORDERED, "owner": b""},
+    "an order with a short column": {**ORDERED, "parent": bytes(10)},
+    "an order without gains": {name: value for name, value in ORDERED.items() if name != "gain"},
+    "half a joint space": {"clip_space": bytes(7), "clip_scale": bytes(24)},
+    "a joint space without scales": {"clip_space": bytes(12)},
+    "a joint space with too few scales": {"clip_space": bytes(12), "clip_scale": bytes(20)},
     "300 MB of zeros, packed": {"kind": bytes(300 << 20)},
 }  # fmt: skip
 
@@ -211,9 +217,16 @@ def test_an_entry_that_lies_is_refused(name: str, tmp_path: Path, request: pytes
         TokenStore.open(str(tmp_path)).read("a")
 
 
-def test_the_same_store_without_a_lie_is_read(tmp_path: Path) -> None:
+TRUTHS: dict[str, dict[str, Any]] = {
+    "plain": {}, "int8": {"dtype": "int8", "features": bytes(24), "scale": bytes(24)}, "order": ORDERED,
+    "joint space": {"clip_space": bytes(12), "clip_scale": bytes(24)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_the_same_store_without_a_lie_is_read(name: str, tmp_path: Path) -> None:
     """So it is the lie that is refused."""
-    hostile(str(tmp_path))
+    hostile(str(tmp_path), **TRUTHS[name])
     assert TokenStore.open(str(tmp_path)).read("a").features.shape == (6, 4)
 
 
