@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from jobs.encode import main
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig
 from pipeline.entries import payload_digest
@@ -276,6 +277,18 @@ def test_a_footer_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> N
         TokenStore.open(str(tmp_path)).read("a")
 
 
+@pytest.mark.parametrize("length", [2**32 - 1, 2**31, "one more than there is"])
+def test_a_footer_longer_than_the_file_is_refused(length: int | str, tmp_path: Path) -> None:
+    """Nothing before the beginning of the file is asked for."""
+    store = hostile(str(tmp_path))
+    (shard,) = (tmp_path / "tokens").rglob("*.parquet")
+    content = shard.read_bytes()
+    claimed = len(content) - 7 if isinstance(length, str) else length
+    shard.write_bytes(content[:-8] + claimed.to_bytes(4, "little") + content[-4:])
+    with pytest.raises(StoreError, match="not a Parquet file"):
+        read_footer(store.fs, str(shard))
+
+
 # No way out of the root
 
 
@@ -327,15 +340,18 @@ def test_names_that_no_line_can_show_are_refused(name: str, tmp_path: Path) -> N
     assert len(str(caught.value)) < 500
 
 
-def test_a_uri_with_a_hostile_form_is_a_row(model: str, tmp_path: Path) -> None:
+def test_a_uri_with_a_hostile_form_is_a_row(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """NUL, 4 KB, a line break, a device, a folder: each is a class of failure of that video."""
     uris = [f"{CLIP}\0.txt", "/" + "x" * 4096, "/a\nb", "/dev/zero", str(tmp_path), "-", "file://", "reference://x::/y", "~a/x"]
     lines = [{"video_id": f"v{number}", "uri": uri} for number, uri in enumerate(uris)]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    ran = encode(str(tmp_path / "m.jsonl"), str(tmp_path / "store"), model)
-    assert ran.returncode == 1, ran.stderr
-    assert json.loads(ran.stdout.splitlines()[-1])["failed"] == len(uris)
-    assert "Traceback" not in ran.stderr
+    flags = ["--store", str(tmp_path / "store"), "--model", model, "--runner", "local", "--reducer", "spatial(k=2)"]
+    assert main([str(tmp_path / "m.jsonl"), *flags]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["failed"] == len(uris)
+    assert "Traceback" not in err + caplog.text
 
 
 def encode(corpus: str, store: str, model: str, *more: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
@@ -416,6 +432,7 @@ def test_what_is_taken_out_of_a_text(text: str, said: str) -> None:
     assert redact(said) == said
     for error in (ConfigError(text), StoreError(text), VideoError("CORRUPT", text)):
         assert said in str(error)
+    assert said in VideoError("CORRUPT", text).detail
 
 
 def test_secrets_are_found_in_options_at_any_depth() -> None:
