@@ -50,8 +50,11 @@ def test_every_way_to_ask_storage_is_tried_again(s3_port: int, tmp_path: Path, f
 
 
 @pytest.mark.s3
-def test_storage_that_stays_broken_is_one_clear_error(s3_port: int, tmp_path: Path) -> None:
-    """A StoreError for the store, UNREADABLE for a video; never an error of some driver."""
+def test_storage_that_stays_broken_is_one_clear_error(
+    s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A StoreError for the store, UNREADABLE for a video; never an error of some driver. As many tries as ever, sooner."""
+    monkeypatch.setattr("pipeline.patience.FIRST_WAIT_S", 0.01)
     with FaultProxy(s3_port, {"reset": 1.0}) as proxy:
         fs = fsspec.filesystem("s3", skip_instance_cache=True, **storage.options(proxy.port))
         with pytest.raises(StoreError, match=r"tests/x\.parquet: cannot be written"):
