@@ -266,6 +266,15 @@ def test_a_row_of_the_index_that_lies_is_refused(name: str, tmp_path: Path) -> N
     assert "not for you" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a shard outside the root", "an absolute shard", "a shard with a newline"])
+def test_a_shard_named_by_anything_but_a_digest_is_never_looked_for(name: str, tmp_path: Path) -> None:
+    """The store does not even open: a shard's name becomes part of a path."""
+    place = {"row_group": 0, "offset": 4, "length": 9, "payload_sha256": "0" * 64}
+    listed(TokenStore.create(str(tmp_path), SPEC), **place, **ROWS[name])
+    with pytest.raises(StoreError, match="named by digests"):
+        TokenStore.open(str(tmp_path))
+
+
 def test_a_footer_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:
     """Spans of a footer are checked against what storage has, and against the index."""
     store = hostile(str(tmp_path))

@@ -252,7 +252,7 @@ def test_compaction_keeps_one_entry_of_videos_that_share_it(place: Place) -> Non
     store.refresh()
     for name in ("a2", "a3"):
         alias(store, name, "a", "a")
-    assert compact(TokenStore.open(url, storage_options=options))["shards_written"] == 1
+    assert compact(TokenStore.open(url, storage_options=options), entries_per_shard=4)["shards_written"] == 1
     fs, root = open_root(url, options)
     gc(fs, root, now=time.time() + 1e6)
     fresh = TokenStore.open(url, storage_options=options)
