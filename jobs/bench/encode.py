@@ -77,7 +77,7 @@ def _tower_alone(job: EncodeBench, model: Path) -> float:
 
 
 def _whole(job: EncodeBench, model: Path, folder: str, reducer: str) -> float:
-    """Return clips per second of an encode job; a job over one video before it loads and warms everything up."""
+    """Return clips per second of an encode job, loading of the tower included."""
     at = f"{folder}/store-{len(list(Path(folder).iterdir()))}"
     made = EncodeJob(
         corpus=f"{folder}/corpus/videos",
