@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.halving import batch_tokens, in_halves
 from pipeline.prompts import PromptTemplate, SplitPrompt, video_token_id
 from pipeline.replies import STATUSES, Engine, Reply, VideoQuestions
-from pipeline.roomy import RoomyLayer
+from pipeline.roomy import RoomyLayer, Seen
 from pipeline.vocabulary import eos_ids, never_said, reserved_ids
 
 __all__ = ["STATUSES", "Engine", "Reply", "TransformersEngine", "VideoQuestions"]
@@ -142,13 +142,13 @@ class TransformersEngine:
             return [Reply(text=None, status="out_of_memory")] * len(group.questions)
 
     @torch.inference_mode()
-    def begin(self, video: VideoQuestions) -> "Seen":
+    def begin(self, video: VideoQuestions) -> Seen:
         """Read a video, with the words in front of it."""
         prepared = self._prepare(replace(video, questions=()))
         return Seen(cache=self._read([prepared]).cache, end=prepared.end)
 
     @torch.inference_mode()
-    def advance(self, seen: "Seen", ids: Sequence[int]) -> int:
+    def advance(self, seen: Seen, ids: Sequence[int]) -> int:
         """Read more ids behind what was seen and return the likeliest next one."""
         device = self.model.device
         position = torch.arange(seen.end, seen.end + len(ids), device=device)[None]
@@ -291,17 +291,6 @@ class TransformersEngine:
         ended = next((at + 1 for at, token in enumerate(ids) if token in self.eos), len(ids))
         text = self.tokenizer.decode(ids[:ended], skip_special_tokens=True).strip()
         return Reply(text=text, status="ok", tokens=ended)
-
-
-@dataclass(kw_only=True)
-class Seen:
-    """What a conversation has read so far."""
-
-    cache: Cache
-    end: int
-    """Position of the next id."""
-    spoken: bool = False
-    """A turn was read."""
 
 
 def _out_of_memory(video: _Video) -> list[Reply]:

@@ -1,9 +1,13 @@
-"""A key-value cache with room for the answers. Shapes: V videos, B rows, P prefix columns, d width of a head."""
+"""Key-value caches: with room for the answers, and of a conversation so far.
 
+Shapes: V videos, B rows, P prefix columns, d width of a head.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed for mypy
@@ -38,3 +42,14 @@ def _with_room(states: Tensor, owner_B: Tensor, room: int) -> Tensor:
     buffer = states.new_empty(len(owner_B), heads, columns + room, width)
     buffer[:, :, :columns] = states if videos == 1 else states.index_select(0, owner_B)
     return buffer
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What a conversation has read so far."""
+
+    cache: Cache
+    end: int
+    """Position of the next id."""
+    spoken: bool = False
+    """A turn was read."""
