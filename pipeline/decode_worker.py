@@ -41,7 +41,8 @@ def _answer(answers: BinaryIO, request: dict[str, Any], config: Any, side_px: in
     """Decode one video and say how it went. Any: a DecodeConfig, whose module is imported late."""
     from av.error import FFmpegError
 
-    from pipeline.decoders import probe, read_clip
+    from pipeline.containers import probe
+    from pipeline.decoders import read_clip
     from pipeline.errors import VideoError
     from pipeline.pixels import fit_square
 

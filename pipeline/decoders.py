@@ -7,10 +7,8 @@ Frames come in the order they are shown, of the best video stream, turned uprigh
 Shapes: N frames in the file, F sampled, H, W.
 """
 
-import errno
 import logging
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,21 +18,15 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.containers import Probe, bad, check_pixels, opened, packets_of, probe, video_stream
 from pipeline.decode import DecodeConfig
 from pipeline.errors import VideoError
-from pipeline.headers import declared_pixels
 from pipeline.sampling import frame_indices
 from pipeline.segments import Span
 
 av.logging.set_level(av.logging.PANIC)
 logger = logging.getLogger(__name__)
 
-OPTIONS = {"protocol_whitelist": "file", "enable_drefs": "0", "max_streams": "64"}
-"""For every demuxer: no network, no references to other files."""
-HEADER_BYTES = 1 << 20
-"""How far into a file its declared size is looked for."""
-OUT_OF_MEMORY = (errno.ENOMEM, errno.EAGAIN)
-"""FFmpeg's scaler says EAGAIN where memory for the stack of a thread is refused."""
 SEEK_ABOVE = 300
 """Longer videos, in frames, are not decoded from beginning to end if seeking gives the same frames."""
 DECORD_CODECS = frozenset({"h264", "vp8", "vp9", "mpeg4"})
@@ -53,30 +45,6 @@ class Clip:
     """decord or pyav."""
     substituted: int
     """How many of the F repeat the frame before, for want of frames."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """What the container tells without decoding."""
-
-    codec: str
-    pixel_format: str
-    packets: int
-    """Packets of the stream that hold something to show."""
-    hidden: int
-    """Packets that an edit list hides."""
-    times: tuple[int, ...]
-    """Presentation times of the shown packets in stream ticks, rising; empty where some have none or share one."""
-    tick_s: float
-    """Seconds in a tick."""
-    window: tuple[int, int] | None = None
-    """First packet of the part that is asked for and the one after its last; None is everything."""
-
-    @property
-    def duration_s(self) -> float:
-        """Return the time from the first frame to the end of the last, which is taken to last as long as the mean."""
-        shown = (self.times[-1] - self.times[0]) * self.tick_s if self.times else 0.0
-        return shown * len(self.times) / max(len(self.times) - 1, 1)
 
 
 def load_libraries() -> None:
@@ -124,100 +92,8 @@ def _indices(found: Probe, total: int, config: DecodeConfig) -> list[int]:
     return [first + index for index in frame_indices(max(last - first, 1), config.frames, config.policy)]
 
 
-def probe(path: Path, demuxer: str, config: DecodeConfig) -> Probe:
-    """Look at a file's best video stream and check its limits, before anything is decoded. Raises VideoError."""
-    with path.open("rb") as file:
-        _check_pixels(declared_pixels(file.read(HEADER_BYTES), demuxer), config)
-    with _opened(path, demuxer) as container:
-        stream = _video_stream(container)
-        _check_pixels((stream.codec_context.width, stream.codec_context.height), config)
-        _check_frames(stream.frames, config)
-        for length_s in (_seconds(container.duration, av.time_base), _seconds(stream.duration, stream.time_base)):
-            _check_duration(length_s, config)
-        return _counted(container, stream, config)
-
-
-def _check_pixels(size: tuple[int, int] | None, config: DecodeConfig) -> None:
-    width, height = size or (0, 0)
-    if config.max_pixels and width * height > config.max_pixels:
-        raise VideoError("TOO_LARGE", f"{width} x {height} px, more than {config.max_pixels} in all")
-
-
-def _check_frames(frames: int, config: DecodeConfig) -> None:
-    if config.max_frames and frames > config.max_frames:
-        raise VideoError("TOO_LARGE", f"{frames} frames or more, more than {config.max_frames}")
-
-
-def _check_duration(length_s: float, config: DecodeConfig) -> None:
-    if config.max_duration_s and length_s > config.max_duration_s:
-        raise VideoError("TOO_LARGE", f"{length_s:.0f} s long, more than {config.max_duration_s:g} s")
-
-
-def _counted(container: Any, stream: Any, config: DecodeConfig) -> Probe:
-    """Count the packets of a stream. Any: PyAV's types are compiled."""
-    counts: Counter[bool] = Counter()
-    times: list[int | None] = []
-    for packet in _packets(container, stream):
-        counts[packet.is_discard] += 1
-        times += [] if packet.is_discard else [packet.pts]
-        _check_frames(len(times), config)
-    if not counts:
-        raise VideoError("CORRUPT", "the video stream holds no packet")
-    known = sorted(time for time in times if time is not None)
-    if known:  # the middle half, doubled: what a header does not tell, and no stray timestamp can
-        _check_duration(_seconds(2 * (known[3 * len(known) // 4] - known[len(known) // 4]), stream.time_base), config)
-    return Probe(
-        codec=stream.codec_context.name,
-        pixel_format=stream.codec_context.pix_fmt or "",
-        packets=counts[False],
-        hidden=counts[True],
-        times=tuple(known) if len(set(known)) == len(times) else (),
-        tick_s=float(stream.time_base or 0),
-    )
-
-
 def _decord_is_right(found: Probe) -> bool:
     return found.codec in DECORD_CODECS and found.pixel_format in DECORD_FORMATS and not found.hidden
-
-
-def _opened(path: Path, demuxer: str) -> Any:
-    """Open a container with one demuxer and no other. Any: PyAV's container types are compiled."""
-    try:
-        return av.open(str(path), format=demuxer, options=OPTIONS, metadata_errors="replace")
-    except av.error.FFmpegError as error:
-        raise _bad(error, f"the {demuxer} container cannot be read: ") from error
-    except ValueError as error:  # what PyAV raises for a demuxer that this build lacks
-        raise VideoError("UNSUPPORTED_CODEC", str(error)) from error
-
-
-def _video_stream(container: Any) -> Any:
-    """Return the best video stream; cover pictures of audio files are none. Any: PyAV's stream types are compiled."""
-    stream = container.streams.best("video")
-    if stream is None or (stream.disposition & av.stream.Disposition.attached_pic):
-        raise VideoError("NO_VIDEO_STREAM", "the file has no video stream")
-    if stream.codec_context is None:
-        raise VideoError("UNSUPPORTED_CODEC", "no decoder for the video stream")
-    stream.thread_type = "NONE"  # frame threads drop frames beside a broken packet, and not always the same ones
-    return stream
-
-
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the packets of a stream; a broken container ends there."""
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                yield packet
-    except av.error.FFmpegError as error:
-        if error.errno in OUT_OF_MEMORY:
-            raise _bad(error) from error
-        logger.debug("demuxing ended early: %s", _said(error))
-
-
-def _seconds(ticks: int | None, base: Any) -> float:
-    """Return a duration in seconds. Any: a time base is a fraction, or FFmpeg's own in ticks per second."""
-    if not ticks or not base:
-        return 0.0
-    return float(ticks * base if base < 1 else ticks / base)
 
 
 def _read_decord(path: Path, found: Probe, config: DecodeConfig) -> Clip:
@@ -249,8 +125,8 @@ def _read_seeking(path: Path, demuxer: str, found: Probe, config: DecodeConfig) 
     wanted = _indices(found, found.packets, config)
     kept: dict[int, npt.NDArray[np.uint8]] = {}
     try:
-        with _opened(path, demuxer) as container:
-            stream = _video_stream(container)
+        with opened(path, demuxer) as container:
+            stream = video_stream(container)
             for index in sorted(set(wanted)):
                 container.seek(found.times[index], stream=stream)
                 frames = _frames(container, stream, strict=True)
@@ -294,13 +170,13 @@ def _decode(
     """Return the wanted frames with their times, and how many there are in all."""
     kept: dict[int, tuple[npt.NDArray[np.uint8], float]] = {}
     counted, first_s, shape = 0, 0.0, None
-    with _opened(path, demuxer) as container:
-        stream = _video_stream(container)
+    with opened(path, demuxer) as container:
+        stream = video_stream(container)
         for frame in _frames(container, stream):
             time_s = float((frame.pts or 0) * stream.time_base)
             first_s = time_s if counted == 0 else first_s
             if counted in wanted:
-                _check_pixels((frame.width, frame.height), config)
+                check_pixels((frame.width, frame.height), config)
                 shape = shape or (frame.width, frame.height)
                 kept[counted] = _upright(frame, *shape), time_s - first_s
             counted += 1
@@ -314,12 +190,12 @@ def _frames(container: Any, stream: Any, *, strict: bool = False) -> Iterator[An
             yield from stream.codec_context.decode(packet)
         except av.error.FFmpegError as error:
             if strict or not isinstance(error, av.error.InvalidDataError):
-                raise _bad(error) from error
+                raise bad(error) from error
 
 
 def _packets_or_none(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the packets and then None, which makes the decoder give what it still holds."""
-    yield from _packets(container, stream)
+    yield from packets_of(container, stream)
     yield None
 
 
@@ -328,10 +204,3 @@ def _clip(frames: npt.NDArray[np.uint8], times_s: Sequence[float], decoder: str,
     return Clip(frames=frames, timestamps_s=[round(t, 6) for t in times_s], decoder=decoder, substituted=repeated)
 
 
-def _bad(error: av.error.FFmpegError, where: str = "") -> VideoError:
-    """Return the class of an error: memory that FFmpeg was refused is no fault of the file's form."""
-    return VideoError("OUT_OF_MEMORY" if error.errno in OUT_OF_MEMORY else "CORRUPT", where + _said(error))
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import decoders
+from pipeline import containers, decoders
 from pipeline.corpus import read_corpus
 from pipeline.decode import LIMITS, Decode, DecodeConfig, decode_spec
 from pipeline.errors import VIDEO_CODES, ConfigError, VideoError
@@ -97,7 +97,7 @@ def test_seeking_gives_the_frames_of_full_decoding_or_steps_back(name: str, poli
     path = VIDEOS / name if name in GOOD else long_video(tmp_path / "long.mkv", name.split()[1])
     config = DecodeConfig(policy=policy, decoder="pyav")
     demuxer = demuxer_of(path.read_bytes()[:4096])
-    found = decoders.probe(path, demuxer, config)
+    found = containers.probe(path, demuxer, config)
     fast = decoders._read_seeking(path, demuxer, found, config) if found.times and not found.hidden else None
     if fast is None:
         assert name in ("discard_first_keyframe.mp4", "corrupted.mp4", "h265_video.mp4")
