@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, n
 ENGINES = {"transformers": 1, "vllm": 1}
 """Names and versions in the answer fingerprint; a test holds them equal to the engines' own."""
 
+STEPS = ("auto", "eager", "static", "compile")
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -46,6 +48,10 @@ class AnswerConfig:
     """auto is the first GPU, or the CPU where there is none."""
     max_batch_tokens: int = 0
     """Positions in the key-value cache of one batch; 0 takes what fits. It changes no answer in float32."""
+    steps: Literal["auto", "eager", "static", "compile"] = "auto"
+    """How the engine transformers generates: eager, kernel by kernel; static, in fixed shapes, recorded on a GPU (CUDA graphs);
+    compile, as static through torch.compile. auto is static on a GPU where a timed try is faster, else eager. It changes no
+    answer in float32."""
     select: SelectConfig = field(default_factory=SelectConfig)
 
     def __post_init__(self) -> None:
@@ -53,6 +59,10 @@ class AnswerConfig:
             raise ConfigError(f"unknown engine {self.engine!r}, expected one of {', '.join(ENGINES)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.steps not in STEPS:
+            raise ConfigError(f"unknown steps {self.steps!r}, expected one of {', '.join(STEPS)}")
+        if self.engine == "vllm" and self.steps != "auto":
+            raise ConfigError(f"steps {self.steps} is a choice of the engine transformers; vllm has its own way")
         for name, least in (("max_new_tokens", 1), ("max_batch_tokens", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -254,7 +264,8 @@ def load_engine(config: AnswerConfig) -> "Engine":
         from pipeline.engine_vllm import VllmEngine
 
         return VllmEngine(checkpoint, config.prompt, device=config.device, dtype=config.dtype, **limits)
-    return TransformersEngine.load(checkpoint.path, config.prompt, device=config.device, dtype=config.dtype, **limits)
+    options = {**limits, "steps": config.steps}
+    return TransformersEngine.load(checkpoint.path, config.prompt, device=config.device, dtype=config.dtype, **options)
 
 
 def _outcome(asked: _Asked, reply: "Reply") -> dict[str, Any]:

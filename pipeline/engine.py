@@ -26,7 +26,8 @@ from pipeline.errors import ConfigError
 from pipeline.halving import batch_tokens, in_halves
 from pipeline.prompts import PromptTemplate, SplitPrompt, video_token_id
 from pipeline.replies import STATUSES, Engine, Reply, VideoQuestions
-from pipeline.roomy import RoomyLayer, Seen
+from pipeline.roomy import Seen
+from pipeline.steps import Kind, Rows, steps_for
 from pipeline.vocabulary import eos_ids, never_said, reserved_ids
 
 __all__ = ["STATUSES", "Engine", "Reply", "TransformersEngine", "VideoQuestions"]
@@ -76,6 +77,7 @@ class TransformersEngine:
         *,
         max_new_tokens: int = 32,
         max_batch_tokens: int = 0,
+        steps: Kind = "auto",
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -95,6 +97,7 @@ class TransformersEngine:
             max_new_tokens=max_new_tokens,
         )
         self._never = torch.tensor(never_said(model, tokenizer, self.reserved, self.eos), device=model.device)
+        self.steps = steps_for(steps, self._next_ids, model.device, lambda: self.max_batch_tokens)
 
     @classmethod
     def load(
@@ -104,8 +107,7 @@ class TransformersEngine:
         *,
         device: str,
         dtype: str,
-        max_new_tokens: int = 32,
-        max_batch_tokens: int = 0,
+        **options: Any,
     ) -> "TransformersEngine":
         """Load a checkpoint directory. The vision towers are dropped before the model moves to the device.
 
@@ -121,8 +123,7 @@ class TransformersEngine:
             raise ConfigError(f"{path}: {len(lost)} tensors of projector or language model are missing, first {lost[0]}")
         model.model.video_tower = model.model.image_tower = None
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        limits = {"max_new_tokens": max_new_tokens, "max_batch_tokens": max_batch_tokens}
-        return cls(model.to(device), tokenizer, prompt, **limits)
+        return cls(model.to(device), tokenizer, prompt, **options)
 
     @torch.inference_mode()
     def answer(self, groups: Sequence[VideoQuestions]) -> list[list[Reply]]:
@@ -161,6 +162,7 @@ class TransformersEngine:
 
     def _back_off(self) -> None:
         """Make later batches smaller: this one did not fit."""
+        self.steps.forget()
         self.max_batch_tokens = max(1, self.max_batch_tokens * 3 // 4)
 
     def _prepare(self, group: VideoQuestions) -> _Video:
@@ -253,25 +255,21 @@ class TransformersEngine:
         longest = max(len(row.suffix) for row in rows)
         ids_BL = torch.tensor([[0] * (longest - len(row.suffix)) + [*row.suffix] for row in rows], device=device)
         mask_BL = torch.tensor([[0] * (longest - len(r.suffix)) + [1] * len(r.suffix) for r in rows], device=device)
-        room = longest + self.max_new_tokens
-        mine = Cache(layers=[RoomyLayer(layer, owner_B, room) for layer in seen.cache.layers])
         mask_BC = torch.cat([seen.mask[owner_B], mask_BL], dim=1)
         position_BL = seen.end[owner_B, None] + (mask_BL.cumsum(1) - 1).clamp(min=0)
+        reading = Rows(prefixes=seen.cache, owner=owner_B, ids=ids_BL, mask=mask_BC, position=position_BL)
         done_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
         eos = torch.tensor(self.eos, device=device)
         said: list[Tensor] = []
-        while True:
-            next_B = self._next_ids(ids_BL, mask_BC, position_BL, mine)
+        for next_B in self.steps.say(reading, self.max_new_tokens):
             said.append(next_B)
             done_B = done_B | torch.isin(next_B, eos) | (len(said) >= room_B)
             if bool(done_B.all()):
-                return [self.reply(ids[: row.room]) for ids, row in zip(torch.stack(said, 1).tolist(), rows, strict=True)]
-            ids_BL = next_B[:, None]
-            mask_BC = torch.cat([mask_BC, mask_BC.new_ones(len(rows), 1)], dim=1)
-            position_BL = position_BL[:, -1:] + 1
+                break
+        return [self.reply(ids[: row.room]) for ids, row in zip(torch.stack(said, 1).tolist(), rows, strict=True)]
 
     def _next_ids(self, ids_BL: Tensor, mask_BC: Tensor | None, position_BL: Tensor, cache: Cache) -> Tensor:
-        """Return the likeliest next id (B,) of each row."""
+        """Return the likeliest next id (B,) of each row; see `steps.Forward`."""
         hidden_BLH = self.model.model.language_model(
             inputs_embeds=self._embed(ids_BL),
             attention_mask=mask_BC,

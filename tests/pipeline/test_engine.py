@@ -385,18 +385,12 @@ def test_in_bfloat16_logits_stay_within_the_stated_tolerance() -> None:
     exact, rough = (TransformersEngine.load(SHAPES, TEMPLATE, device="cpu", dtype=d, **prompt) for d in ("float32", "bfloat16"))
     questions = ["what color is the ring", "how many objects are in the video", "which way does it move"]
     made = groups([(100, questions[:2]), (37, questions[2:])], 128)
-    shared, alone, true = [], [], []
-    original = rough._next_ids
-
-    def watched(ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Tensor:
-        run = {"attention_mask": mask, "position_ids": position, "past_key_values": cache, "use_cache": True}
-        hidden = rough.model.model.language_model(inputs_embeds=rough._embed(ids), **run).last_hidden_state
-        shared.extend(rough.model.lm_head(hidden[:, -1]).float())
-        return shared[-1].new_zeros(len(ids), dtype=torch.long)
-
-    rough._next_ids = watched
+    shared: list[Tensor] = []
+    alone: list[Tensor] = []
+    true: list[Tensor] = []
+    hook = rough.model.lm_head.register_forward_hook(lambda _, __, logits: shared.extend(logits.float()))
     rough.answer(made)
-    rough._next_ids = original
+    hook.remove()
     order = sorted(((g, q) for g in made for q in g.questions), key=lambda pair: len(rough.split(pair[1]).suffix))
     for group, question in order:
         for asked, logits in ((rough, alone), (exact, true)):
