@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Kind = Literal["auto", "eager", "static", "compile"]
 
 Forward = Callable[[Tensor, Tensor | None, Tensor, Cache], Tensor]
-"""Ids (B, L), mask (B, C) or (B, 1, L, C), positions (B, L) and keys and values so far to the next ids (B,)."""
+"""Ids (B, L), mask (ones, zeros (B, C), or to be added (B, 1, L, C)), positions (B, L), keys and values to next ids (B,)."""
 
 SHAPES = 64
 """Fixed shapes that torch.compile may meet in one process."""
@@ -197,7 +197,7 @@ class FixedShape:
         self.at = torch.zeros(1, dtype=torch.long, device=device)
         self.ids_B1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position_B1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self.mask_BC = torch.ones(rows, columns, dtype=torch.bool, device=device)
+        self.mask_BC = like.layers[0].keys.new_zeros(rows, columns)  # added to scores: each block would make that of a bool
         self.cache = Cache(layers=[FixedLayer(buffers, self.at) for buffers in self.room])
         self.filled = rows
         self._advance: Callable[[], None] = self._step
@@ -219,8 +219,8 @@ class FixedShape:
             keys[:, :, columns:] = 0
             values[:, :, columns:] = 0
         next_B = forward(rows.ids, rows.mask, rows.position, _reading(rows, mine))
-        self.mask_BC[:] = False
-        self.mask_BC[: self.filled, :columns] = rows.mask.bool()
+        self.mask_BC.fill_(-torch.inf)
+        self.mask_BC[: self.filled, :columns].masked_fill_(rows.mask.bool(), 0)
         self.at.fill_(columns)
         self.ids_B1[: self.filled, 0] = next_B
         self.position_B1[: self.filled] = rows.position[:, -1:] + 1
@@ -233,7 +233,7 @@ class FixedShape:
 
     def _step(self) -> None:
         """Read the last ids and leave the next ones in their place. Every tensor keeps its address."""
-        self.mask_BC.index_fill_(1, self.at, value=True)
+        self.mask_BC.index_fill_(1, self.at, 0)
         next_B = self.forward(self.ids_B1, self.mask_BC[:, None, None], self.position_B1, self.cache)
         self.ids_B1.copy_(next_B[:, None])
         self.position_B1.add_(1)
@@ -244,7 +244,7 @@ class FixedShape:
         launched_s = _seconds(self._step)  # warms up what a recording must not contain
         self.at.zero_()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._step()
         self._advance = graph.replay
         return launched_s / _seconds(graph.replay)

@@ -20,6 +20,7 @@ HOMES = {
         "pipeline/joint.py",
         "pipeline/engine.py",
         "pipeline/roomy.py",
+        "pipeline/steps.py",
         "pipeline/engine_vllm.py",
         "pipeline/llama_export.py",
         "pipeline/checkpoint.py",

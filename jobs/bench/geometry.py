@@ -50,8 +50,8 @@ def config_of(preset: str) -> VideoLlavaConfig:
 
 
 @torch.inference_mode()
-def write_checkpoint(preset: str, folder: Path, dtype: torch.dtype, seed: int = 0) -> None:
-    """Write a checkpoint of random weights, small enough that activations stay finite; the image tower is left out."""
+def random_model(preset: str, dtype: torch.dtype, seed: int = 0) -> Any:
+    """Return a model of random weights on the CPU, small enough that activations stay finite; the image tower is left out."""
     torch.manual_seed(seed)
     config = config_of(preset)
     with torch.device("meta"):
@@ -66,5 +66,10 @@ def write_checkpoint(preset: str, folder: Path, dtype: torch.dtype, seed: int = 
     for name, buffer in model.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
-    model.save_pretrained(folder)
+    return model
+
+
+def write_checkpoint(preset: str, folder: Path, dtype: torch.dtype, seed: int = 0) -> None:
+    """Write a checkpoint of random weights."""
+    random_model(preset, dtype, seed).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import VideoLlavaForConditionalGeneration
 
-from jobs.bench import answer, efficiency, encode
+from jobs.bench import answer, efficiency, encode, steps
 from jobs.bench.geometry import LANGUAGE, VISION, write_checkpoint
 from jobs.bench.roofline import MACHINES, prefill, read_flops, tower_flops, weights
 
@@ -89,3 +89,22 @@ def test_the_table_of_efficiency_has_a_line_for_each_budget(capsys: pytest.Captu
     assert efficiency.main(["--preset", "demo", "--tokens", "64", "16", "--measure", "True", "--repeat", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.split()[0] in ("64", "16") for line in lines if line.split()) == 2 * 2 * 2 + 2
+
+
+def test_the_bench_of_steps_times_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two kinds on the small geometry, more than one video in a batch; the bytes are those of the model's own tensors."""
+    flags = ["--videos", "2", "--questions", "3", "--tokens", "20", "--steps", "3", "--repeat", "1", "--device", "cpu"]
+    assert steps.main([*flags, "--kinds", "static", "eager", "--dtype", "float32"]) == 0
+    out = capsys.readouterr().out
+    found = last_line(out)["steps"]
+    assert list(found) == ["static", "eager"]
+    assert all(kind["ms"] > 0 for kind in found.values())
+    language = LANGUAGE["demo"]
+    held = 4 * (weights(language) + 2 * 3 * 20 * 2 * language["hidden_size"] * language["num_hidden_layers"])
+    assert f"a step reads {held / 1e9:.3f} GB" in out
+
+
+def test_the_bench_of_steps_refuses_nothing_to_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, one sentence."""
+    assert steps.main(["--steps", "0"]) == 2
+    assert "must be at least 1" in capsys.readouterr().err
