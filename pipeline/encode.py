@@ -203,7 +203,7 @@ def _not_finite(seen: "VisualTokens") -> set[int]:
     """Return the clips with a feature or a capture that is not finite."""
     import torch
 
-    from reducers.base import frames_in_clip
+    from reducers.layout import frames_in_clip
 
     values = [seen.features, *seen.captures.values(), *([] if seen.cls is None else [seen.cls])]
     good_F = torch.stack([value.flatten(1).isfinite().all(1) for value in values]).all(0)

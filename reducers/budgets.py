@@ -36,3 +36,8 @@ def allocate(total: int, weights: Tensor, cap: int | Tensor) -> Tensor:
         budgets[open_parts] += 1
         left -= len(open_parts)
     return budgets
+
+
+def share_to_count(patches: int, ratio: float) -> int:
+    """Return int(patches * ratio), in double precision: 0.2 * 256 is 51."""
+    return int(patches * ratio)

@@ -8,14 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from reducers.base import (
-    BudgetError,
-    Capture,
-    Fingerprinted,
-    ReducedTokens,
-    TextQuery,
-    VisualTokens,
-)
+from reducers.base import BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.fit import ATTENTION, Budget, Clip, ClipTokens, clips_of, fit_budget, joined, kept
 from reducers.places import Places, Spent, clip_tokens
 from reducers.spending import SECOND, PruMergePartConfig, Read, VisionZipPartConfig, dense, read_clip

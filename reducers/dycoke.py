@@ -10,18 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reducers.base import (
-    BudgetError,
-    Capture,
-    Fingerprinted,
-    ReducedTokens,
-    TextQuery,
-    VisualTokens,
-    normalised,
-    rank_of,
-    ranked,
-)
+from reducers.base import BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, kept, reduce_clips
+from reducers.ranking import normalised, rank_of, ranked
 
 WINDOW = 4
 REFERENCE = (0, 1, 2, 1)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from reducers.base import Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens, normalised, rank_of, ranked
+from reducers.base import Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, kept, reduce_clips
+from reducers.ranking import normalised, rank_of, ranked
 
 
 @dataclass(frozen=True, kw_only=True)

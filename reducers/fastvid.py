@@ -12,20 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reducers.base import (
-    CONTEXTUAL,
-    KEPT,
-    BudgetError,
-    Capture,
-    Fingerprinted,
-    ReducedTokens,
-    TextQuery,
-    VisualTokens,
-    normalised,
-    ranked,
-    top_mask,
-)
+from reducers.base import CONTEXTUAL, KEPT, BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips, summed
+from reducers.ranking import normalised, ranked, top_mask
 
 NEIGHBOURS = 4
 """Points that the density of a patch is taken from."""

@@ -10,19 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from reducers.base import (
-    CLS,
-    ENRICHED,
-    KEPT,
-    BudgetError,
-    Capture,
-    ReducedTokens,
-    VisualTokens,
-    check_finite,
-    normalised,
-    ranked,
-    share_to_count,
-)
+from reducers.base import CLS, ENRICHED, KEPT, BudgetError, Capture, ReducedTokens, VisualTokens, check_finite
+from reducers.budgets import share_to_count
+from reducers.ranking import normalised, ranked
 
 ATTENTION = Capture(kind="cls_attn", block="selected", heads="sum")
 """What every method here reads: exact budgets need it even where the method itself does not."""

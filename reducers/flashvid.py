@@ -12,21 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from reducers.base import (
-    CONTEXTUAL,
-    KEPT,
-    BudgetError,
-    Capture,
-    Fingerprinted,
-    ReducedTokens,
-    TextQuery,
-    VisualTokens,
-    normalised,
-    ranked,
-)
+from reducers.base import CONTEXTUAL, KEPT, BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.fastvid import segment_of
 from reducers.fit import ATTENTION, Budget, Clip, ClipTokens, reduce_clips, summed
 from reducers.holitom import ThresholdConfig, dense_merge
+from reducers.ranking import normalised, ranked
 
 NEIGHBOURS = 7
 """Points that the density of a root is taken from."""

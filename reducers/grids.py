@@ -7,19 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from reducers.base import (
-    KEPT,
-    BudgetError,
-    Capture,
-    Fingerprinted,
-    ReducedTokens,
-    Slots,
-    TextQuery,
-    VisualTokens,
-    assemble,
-    check_finite,
-    frames_in_clip,
-)
+from reducers.base import KEPT, BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens, check_finite
+from reducers.layout import Slots, assemble, frames_in_clip
 
 
 def sequential_indices(patches: int, keep: int) -> Tensor:

@@ -19,16 +19,13 @@ from reducers.base import (
     Fingerprinted,
     ReducedTokens,
     ReducerError,
-    Slots,
     TextQuery,
     VisualTokens,
-    assemble,
     check_finite,
-    rank_of,
-    ranked,
-    share_to_count,
 )
-from reducers.budgets import allocate
+from reducers.budgets import allocate, share_to_count
+from reducers.layout import Slots, assemble
+from reducers.ranking import rank_of, ranked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,11 @@ from reducers.base import (
     ReducerError,
     TextQuery,
     VisualTokens,
-    top_mask,
 )
 from reducers.evs import adjacent_likeness
 from reducers.fastvid import density_peaks, distances
 from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips, summed
+from reducers.ranking import top_mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reducers.base import CLS, ReducedTokens, ReducerError, VisualTokens, normalised
+from reducers.base import CLS, ReducedTokens, ReducerError, VisualTokens
 from reducers.fit import Budget, ClipTokens, joined
 from reducers.nest import ask, budget_for, fold, tail_of, tokens_of
 from reducers.nest_order import NestConfig, Superset
+from reducers.ranking import normalised
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,18 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from reducers.base import (
-    KEPT,
-    Capture,
-    Fingerprinted,
-    ReducedTokens,
-    Slots,
-    TextQuery,
-    VisualTokens,
-    assemble,
-    check_finite,
-    cls_slot,
-)
+from reducers.base import KEPT, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens, check_finite
+from reducers.layout import Slots, assemble, cls_slot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,16 +16,12 @@ from reducers.base import (
     Fingerprinted,
     ReducedTokens,
     ReducerError,
-    Slots,
     TextQuery,
     VisualTokens,
-    assemble,
     check_finite,
-    normalised,
-    rank_of,
-    ranked,
-    upper_fence,
 )
+from reducers.layout import Slots, assemble
+from reducers.ranking import normalised, rank_of, ranked, upper_fence
 from reducers.rows import aggregate_slot, rows_of
 
 

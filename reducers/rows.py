@@ -6,7 +6,8 @@ Shapes: F frames, V clips, N patches, R rows (F or V), M = N or (longest clip) *
 import torch
 from torch import Tensor
 
-from reducers.base import AGGREGATE, Slots, VisualTokens, clip_frames, frames_in_clip
+from reducers.base import AGGREGATE, VisualTokens
+from reducers.layout import Slots, clip_frames, frames_in_clip
 
 
 def rows_of(tokens: VisualTokens, values: list[Tensor], scope: str) -> tuple[list[Tensor], Tensor]:

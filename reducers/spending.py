@@ -14,21 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from reducers.base import (
-    CONTEXTUAL,
-    ENRICHED,
-    BudgetError,
-    Capture,
-    VisualTokens,
-    normalised,
-    rank_of,
-    ranked,
-    top_mask,
-)
+from reducers.base import CONTEXTUAL, ENRICHED, BudgetError, Capture, VisualTokens
 from reducers.fit import ATTENTION
 from reducers.holitom import dense_merge
 from reducers.places import Places, Spent, kind_of
 from reducers.prumerge import PruMergeConfig, neighbour_weights
+from reducers.ranking import normalised, rank_of, ranked, top_mask
 from reducers.visionzip import VisionZip
 
 

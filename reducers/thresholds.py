@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reducers.base import ReducerError, ReducerSpecError, normalised
+from reducers.base import ReducerError, ReducerSpecError
 from reducers.evs import adjacent_likeness
 from reducers.holitom import above
+from reducers.ranking import normalised
 from reducers.registry import parse
 from reducers.spec import Term, terms
 

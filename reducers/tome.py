@@ -13,22 +13,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from reducers.base import (
-    MERGED,
-    BudgetError,
-    Capture,
-    Fingerprinted,
-    ReducedTokens,
-    ReducerError,
-    Slots,
-    TextQuery,
-    VisualTokens,
-    assemble,
-    frames_in_clip,
-    normalised,
-    rank_of,
-    ranked,
-)
+from reducers.base import MERGED, BudgetError, Capture, Fingerprinted, ReducedTokens, ReducerError, TextQuery, VisualTokens
+from reducers.layout import Slots, assemble, frames_in_clip
+from reducers.ranking import normalised, rank_of, ranked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,16 +18,12 @@ from reducers.base import (
     Fingerprinted,
     ReducedTokens,
     ReducerError,
-    Slots,
     TextQuery,
     VisualTokens,
-    assemble,
     check_finite,
-    frames_in_clip,
-    normalised,
-    top_mask,
-    upper_fence,
 )
+from reducers.layout import Slots, assemble, frames_in_clip
+from reducers.ranking import normalised, top_mask, upper_fence
 from reducers.rows import aggregate_slot, rows_of
 
 

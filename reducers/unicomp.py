@@ -20,12 +20,10 @@ from reducers.base import (
     ReducerError,
     TextQuery,
     VisualTokens,
-    normalised,
-    rank_of,
-    top_mask,
 )
 from reducers.budgets import allocate
 from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips, summed
+from reducers.ranking import normalised, rank_of, top_mask
 
 
 @dataclass(frozen=True, kw_only=True)

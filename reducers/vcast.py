@@ -11,18 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reducers.base import (
-    BudgetError,
-    Capture,
-    Fingerprinted,
-    ReducedTokens,
-    TextQuery,
-    VisualTokens,
-    normalised,
-    top_mask,
-)
+from reducers.base import BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.budgets import allocate
 from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, kept, reduce_clips
+from reducers.ranking import normalised, top_mask
 
 
 @dataclass(frozen=True, kw_only=True)

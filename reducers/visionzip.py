@@ -16,16 +16,12 @@ from reducers.base import (
     Capture,
     Fingerprinted,
     ReducedTokens,
-    Slots,
     TextQuery,
     VisualTokens,
-    assemble,
     check_finite,
-    cls_slot,
-    normalised,
-    rank_of,
-    ranked,
 )
+from reducers.layout import Slots, assemble, cls_slot
+from reducers.ranking import normalised, rank_of, ranked
 
 
 @dataclass(frozen=True, kw_only=True)

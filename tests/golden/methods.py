@@ -11,12 +11,13 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pipeline.merging import merge_blocks
 from pipeline.vision import capture_tower
 from reducers.attention import cls_attention, mean_over_heads, received_attention
-from reducers.base import AGGREGATE, CONTEXTUAL, KEPT, Capture, ReducedTokens, TextQuery, VisualTokens, upper_fence
+from reducers.base import AGGREGATE, CONTEXTUAL, KEPT, Capture, ReducedTokens, TextQuery, VisualTokens
 from reducers.budgets import allocate
 from reducers.grids import sequential_indices, spatial_indices
 from reducers.hired import best_attended
 from reducers.hired_image import HiRedImageConfig, partition_masks, stitched
 from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.ranking import upper_fence
 from reducers.tome import match, merge, schedule
 from reducers.trim import Trim, TrimConfig, text_scores
 from reducers.visionzip import VisionZip, VisionZipConfig

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducers.base import ReducedTokens, ReducerError, ReducerSpecError, VisualTokens, normalised
+from reducers.base import ReducedTokens, ReducerError, ReducerSpecError, VisualTokens
 from reducers.budgets import allocate
 from reducers.compose import Composed
 from reducers.evs import changed
 from reducers.fit import clips_of
+from reducers.ranking import normalised
 from reducers.registry import parse
 from reducers.spending import SECOND, read_clip
 from reducers.stages import FIRST, novelty

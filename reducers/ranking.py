@@ -1,0 +1,46 @@
+"""How methods compare and choose: orders, masks of the best, fences against outliers, rows of length 1."""
+
+import torch
+from torch import Tensor
+
+
+def ranked(score: Tensor) -> Tensor:
+    """Return indices by falling score along the last dimension; the lower index wins a tie."""
+    return score.argsort(dim=-1, descending=True, stable=True)
+
+
+def rank_of(order: Tensor) -> Tensor:
+    """Return the place of each index in an order along the last dimension."""
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def top_mask(score: Tensor, count: Tensor | int) -> Tensor:
+    """Return True for the `count` largest scores of each row; `count` may differ by row (...,)."""
+    limit = count[..., None] if isinstance(count, Tensor) else count
+    return rank_of(ranked(score)) < limit
+
+
+def upper_fence(values: Tensor, factor: float, valid: Tensor | None = None) -> Tensor:
+    """Return Q3 + factor * (Q3 - Q1) of each row (..., 1) over its valid values.
+
+    Quartiles interpolate linearly between sorted values, at place p * (n - 1).
+    """
+    values = values.float()
+    if valid is None:
+        valid = torch.ones_like(values, dtype=torch.bool)
+    rising = values.masked_fill(~valid, torch.inf).sort(dim=-1).values
+    last = (valid.sum(-1, keepdim=True) - 1).clamp(min=0)
+    lower, upper = (_between(rising, share * last.double()) for share in (0.25, 0.75))
+    return upper + factor * (upper - lower)
+
+
+def _between(rising: Tensor, place: Tensor) -> Tensor:
+    below, above = rising.gather(-1, place.floor().long()), rising.gather(-1, place.ceil().long())
+    return below + (place - place.floor()).float() * (above - below)
+
+
+def normalised(rows: Tensor) -> Tensor:
+    """Return float32 rows of length 1; rows of length 0 stay 0."""
+    rows = rows.float()
+    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
