@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from reducers.base import Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, kept, reduce_clips
-from reducers.ranking import normalised, rank_of, ranked
+from reducers.ranking import adjacent_likeness, rank_of, ranked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,6 @@ class EvsConfig(ClipConfig):
 
     compat: bool = False
     """Keep at least as many tokens as one frame has, as published; with exact=false."""
-
-
-def adjacent_likeness(x_FND: Tensor) -> Tensor:
-    """Return the cosine (F - 1, N) of each patch with its own place one frame later, float32."""
-    u_FND = normalised(x_FND)
-    return (u_FND[:-1] * u_FND[1:]).sum(-1)
 
 
 def changed(x_FND: Tensor, a_FN: Tensor, keep: int) -> Tensor:

@@ -22,10 +22,9 @@ from reducers.base import (
     TextQuery,
     VisualTokens,
 )
-from reducers.evs import adjacent_likeness
 from reducers.fastvid import density_peaks, distances
 from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips, summed
-from reducers.ranking import top_mask
+from reducers.ranking import adjacent_likeness, top_mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,3 +44,9 @@ def normalised(rows: Tensor) -> Tensor:
     """Return float32 rows of length 1; rows of length 0 stay 0."""
     rows = rows.float()
     return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def adjacent_likeness(x_FND: Tensor) -> Tensor:
+    """Return the cosine (F - 1, N) of each patch with its own place one frame later, float32."""
+    u_FND = normalised(x_FND)
+    return (u_FND[:-1] * u_FND[1:]).sum(-1)

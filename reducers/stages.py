@@ -16,13 +16,13 @@ from torch.nn.functional import pad
 
 from reducers.base import BudgetError
 from reducers.budgets import allocate
-from reducers.evs import adjacent_likeness, changed
+from reducers.evs import changed
 from reducers.fastvid import segment_of
 from reducers.fit import Budget, Clip, ClipConfig, summed
 from reducers.flashvid import links, trees
 from reducers.holitom import ThresholdConfig, windows
 from reducers.places import Places
-from reducers.ranking import normalised
+from reducers.ranking import adjacent_likeness, normalised
 from reducers.unicomp import group_budgets
 from reducers.vcast import VCastConfig, curvature, frame_budgets
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from reducers.base import ReducerError, ReducerSpecError
-from reducers.evs import adjacent_likeness
 from reducers.holitom import above
-from reducers.ranking import normalised
+from reducers.ranking import adjacent_likeness, normalised
 from reducers.registry import parse
 from reducers.spec import Term, terms
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from reducers.base import CONTEXTUAL
 from reducers.dycoke import DyCokeConfig, dycoke
-from reducers.evs import EvsConfig, adjacent_likeness, evs
+from reducers.evs import EvsConfig, evs
 from reducers.fastvid import FastVidConfig, anchor_frames, fastvid, segment_of
 from reducers.fit import Budget, Clip
 from reducers.flashvid import FlashVidConfig, flashvid
 from reducers.holitom import HoliTomConfig, holitom, saved, windows
-from reducers.ranking import normalised
+from reducers.ranking import adjacent_likeness, normalised
 from reducers.unicomp import UniCompConfig, frame_groups, group_budgets, unicomp
 from reducers.vcast import VCastConfig, curvature, frame_budgets, vcast
 from tests.golden.cases import Case

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.schema import CORPUS
 from pipeline.shapes.corpus import write_corpus
 from pipeline.vision import Tower
-from reducers.evs import adjacent_likeness
+from reducers.ranking import adjacent_likeness
 from reducers.registry import parse
 
 VIDEOS = Path(__file__).parents[1] / "videos"

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from reducers.base import CLS, BudgetError, Reducer, ReducerError, VisualTokens
 from reducers.dycoke import DyCoke, DyCokeConfig
-from reducers.evs import Evs, EvsConfig, adjacent_likeness
+from reducers.evs import Evs, EvsConfig
 from reducers.fastvid import FastVid, FastVidConfig
 from reducers.fit import ATTENTION, Clip, ClipConfig, ClipTokens, fit_budget, kept
 from reducers.flashvid import FlashVid, FlashVidConfig
 from reducers.holitom import HoliTom, HoliTomConfig, calibrated_tau
 from reducers.nest import Nest
 from reducers.nest_order import NestConfig
+from reducers.ranking import adjacent_likeness
 from reducers.unicomp import UniComp, UniCompConfig
 from reducers.vcast import VCast, VCastConfig
 from tests.reducers.test_invariants import clip, fields, tokens
