@@ -180,12 +180,11 @@ def describe(reducer: Reducer) -> dict[str, Any]:
     return {"name": reducer.name, "version": reducer.version, "params": asdict(config)}
 
 
-def check_finite(tokens: VisualTokens, *, captures: bool = True) -> None:
+def check_finite(tokens: VisualTokens) -> None:
     """Raise ReducerError that names the first frame with a value that is not finite."""
-    checked = [tokens.features, *(part for part in (tokens.cls, tokens.clip_space) if part is not None)]
-    checked += list(tokens.captures.values()) if captures else []
+    optional = (part for part in (tokens.cls, tokens.clip_space) if part is not None)
     good_F = torch.ones(len(tokens.features), dtype=torch.bool, device=tokens.features.device)
-    for values in checked:
+    for values in (tokens.features, *optional, *tokens.captures.values()):
         good_F &= (values.flatten(1) * 0).sum(dim=1) == 0  # infinity and NaN times 0 are NaN
     if not bool(good_F.all()):
         frame = int((~good_F).nonzero()[0])
