@@ -38,6 +38,11 @@ def allocate(total: int, weights: Tensor, cap: int | Tensor) -> Tensor:
     return budgets
 
 
+def fixed_count(valid_RM: Tensor, ratio: float) -> Tensor:
+    """Return int(M * ratio) of each row (R,) int64, in double precision; M counts the valid places."""
+    return (valid_RM.sum(1).double() * ratio).long()
+
+
 def share_to_count(patches: int, ratio: float) -> int:
     """Return int(patches * ratio), in double precision: 0.2 * 256 is 51."""
     return int(patches * ratio)

@@ -20,8 +20,9 @@ from reducers.base import (
     VisualTokens,
     check_finite,
 )
+from reducers.budgets import fixed_count
 from reducers.layout import Slots, assemble
-from reducers.ranking import normalised, rank_of, ranked, upper_fence
+from reducers.ranking import normalised, outlier_count, pooled_outlier_count, rank_of, ranked
 from reducers.rows import aggregate_slot, rows_of
 
 
@@ -130,7 +131,7 @@ class PruMerge(Fingerprinted):
         """Return the kept patches of each row in output order (R, K), padded, and which of them are real."""
         c = self.config
         rank_RM = rank_of(ranked(a_RM.masked_fill(~valid_RM, -torch.inf)))
-        count_R = outlier_count(a_RM, valid_RM, c) if c.adaptive else fixed_count(valid_RM, c)
+        count_R = adaptive_count(a_RM, valid_RM, c) if c.adaptive else fixed_count(valid_RM, c.ratio or 0.0)
         if self.plus:
             order_RM, count_R = with_grid(rank_RM, valid_RM, count_R, c)
         else:
@@ -157,22 +158,15 @@ class PruMergePlus(PruMerge):
     plus: ClassVar[bool] = True
 
 
-def outlier_count(a_RM: Tensor, valid_RM: Tensor, config: PruMergeConfig) -> Tensor:
+def adaptive_count(a_RM: Tensor, valid_RM: Tensor, config: PruMergeConfig) -> Tensor:
     """Return how many patches of each row (R,) lie above the fence of the row, or of the whole batch."""
     if config.scope == "batch":
-        above = a_RM > upper_fence(a_RM.flatten()[None], config.iqr_factor)
-        # The published code goes through the share of outliers and truncates.
-        return torch.full((len(a_RM),), int(a_RM.shape[1] * (int(above.sum()) / a_RM.numel())), device=a_RM.device)
-    count_R = ((a_RM > upper_fence(a_RM, config.iqr_factor, valid_RM)) & valid_RM).sum(1)
+        return pooled_outlier_count(a_RM, config.iqr_factor)
+    count_R = outlier_count(a_RM, config.iqr_factor, valid_RM)
     if not config.int_truncation:
         return count_R
     patches_R = valid_RM.sum(1).double()
     return (patches_R * (count_R.double() / patches_R)).long()
-
-
-def fixed_count(valid_RM: Tensor, config: PruMergeConfig) -> Tensor:
-    """Return int(M * ratio) of each row (R,)."""
-    return (valid_RM.sum(1).double() * (config.ratio or 0.0)).long()
 
 
 def with_grid(rank_RM: Tensor, valid_RM: Tensor, count_R: Tensor, config: PruMergeConfig) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,20 @@ def _between(rising: Tensor, place: Tensor) -> Tensor:
     return below + (place - place.floor()).float() * (above - below)
 
 
+def outlier_count(score_RM: Tensor, factor: float, valid_RM: Tensor) -> Tensor:
+    """Return how many valid scores of each row (R,) lie above the fence of the row."""
+    return ((score_RM > upper_fence(score_RM, factor, valid_RM)) & valid_RM).sum(1)
+
+
+def pooled_outlier_count(score_RM: Tensor, factor: float) -> Tensor:
+    """Return for each row (R,) the mean count above the fence of the whole batch: an accident of published code.
+
+    It goes through the share of outliers and truncates.
+    """
+    above = int((score_RM > upper_fence(score_RM.flatten()[None], factor)).sum())
+    return torch.full((len(score_RM),), int(score_RM.shape[1] * (above / score_RM.numel())), device=score_RM.device)
+
+
 def normalised(rows: Tensor) -> Tensor:
     """Return float32 rows of length 1; rows of length 0 stay 0."""
     rows = rows.float()

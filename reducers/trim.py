@@ -22,8 +22,9 @@ from reducers.base import (
     VisualTokens,
     check_finite,
 )
+from reducers.budgets import fixed_count
 from reducers.layout import Slots, assemble, frames_in_clip
-from reducers.ranking import normalised, top_mask, upper_fence
+from reducers.ranking import normalised, outlier_count, pooled_outlier_count, top_mask
 from reducers.rows import aggregate_slot, rows_of
 
 
@@ -94,8 +95,12 @@ class Trim(Fingerprinted):
     def _kept(self, share_RM: Tensor, valid_RM: Tensor) -> Tensor:
         """Return which patches of each row are kept (R, M)."""
         c = self.config
-        fixed_R = (valid_RM.sum(1).double() * (c.ratio or 0.0)).long()
-        count_R = _outliers(share_RM, valid_RM, c) if c.ratio is None else fixed_R
+        if c.ratio is not None:
+            count_R = fixed_count(valid_RM, c.ratio)
+        elif c.scope == "batch":
+            count_R = pooled_outlier_count(share_RM, c.iqr_factor)
+        else:
+            count_R = outlier_count(share_RM, c.iqr_factor, valid_RM)
         count_R = count_R if c.aggregate else count_R.clamp(min=1)
         return top_mask(share_RM.masked_fill(~valid_RM, -torch.inf), count_R) & valid_RM
 
@@ -114,16 +119,6 @@ class Trim(Fingerprinted):
         mean = Slots(**{**vars(mean), "valid": count_R1 > 0})
         slot_RM = torch.where(rest_RM, x_RMD.shape[1], slot_RM)
         return assemble(tokens, [kept, mean], slot_RM, scope=scope)
-
-
-def _outliers(share_RM: Tensor, valid_RM: Tensor, config: TrimConfig) -> Tensor:
-    """Return how many patches of each row (R,) lie above the fence of the row, or of the whole batch."""
-    if config.scope == "batch":
-        above = share_RM > upper_fence(share_RM.flatten()[None], config.iqr_factor)
-        # The published code goes through the share of outliers and truncates.
-        count = int(share_RM.shape[1] * (int(above.sum()) / share_RM.numel()))
-        return torch.full((len(share_RM),), count, device=share_RM.device)
-    return ((share_RM > upper_fence(share_RM, config.iqr_factor, valid_RM)) & valid_RM).sum(1)
 
 
 def _check_text(text_VP: Tensor, clips: int, width: int) -> None:
