@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from reducers.base import KEPT, BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens, check_finite
-from reducers.layout import Slots, assemble, frames_in_clip
+from reducers.base import BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens, check_finite
+from reducers.layout import frames_in_clip, keep_patches
 
 
 def sequential_indices(patches: int, keep: int) -> Tensor:
@@ -83,13 +83,14 @@ class Sequential(Fingerprinted):
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
         """Return the first patches of each frame, or of each clip."""
+        check_finite(tokens)
         frames, patches, _ = tokens.features.shape
         device = tokens.features.device
         if self.config.scope == "frame":
             keep = sequential_indices(patches, self.config.k).to(device)
-            return _keep(tokens, (_inverse(keep, patches) >= 0).expand(frames, -1))
+            return keep_patches(tokens, (_inverse(keep, patches) >= 0).expand(frames, -1))
         _, number_F = frames_in_clip(tokens.clip_ptr)
-        return _keep(tokens, number_F[:, None] * patches + torch.arange(patches, device=device) < self.config.k)
+        return keep_patches(tokens, number_F[:, None] * patches + torch.arange(patches, device=device) < self.config.k)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +127,14 @@ class Spatial(Fingerprinted):
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
         """Return the crossings of the grid in each frame. Raises BudgetError for more rows or columns than patches."""
+        check_finite(tokens)
         high, wide = tokens.grid
         shape = None if self.config.rows is None else (self.config.rows, self.config.cols or 0)
         if shape is not None and (shape[0] > high or shape[1] > wide):
             raise BudgetError(f"expected at most {high} x {wide} crossings, got {shape[0]} x {shape[1]}")
         keep = spatial_indices(tokens.grid, keep=self.config.k, shape=shape, anchor=self.config.anchor)
         mask_N = _inverse(keep.to(tokens.features.device), high * wide) >= 0
-        return _keep(tokens, mask_N.expand(len(tokens.features), -1))
+        return keep_patches(tokens, mask_N.expand(len(tokens.features), -1))
 
 
 def _inverse(keep: Tensor, patches: int) -> Tensor:
@@ -140,12 +142,3 @@ def _inverse(keep: Tensor, patches: int) -> Tensor:
     places = torch.full((patches,), -1, device=keep.device)
     places[keep] = torch.arange(len(keep), device=keep.device)
     return places
-
-
-def _keep(tokens: VisualTokens, mask_FN: Tensor) -> ReducedTokens:
-    """Keep the patches of a mask unchanged, in raster order."""
-    check_finite(tokens)
-    every = torch.arange(mask_FN.shape[1], device=mask_FN.device).expand_as(mask_FN)
-    ones = torch.ones(mask_FN.shape, device=mask_FN.device)
-    block = Slots(features=tokens.features, valid=mask_FN, anchor=every, kind=KEPT, size=ones)
-    return assemble(tokens, [block], torch.where(mask_FN, every, -1))

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from reducers.base import (
-    KEPT,
     BudgetError,
     Capture,
     Fingerprinted,
@@ -24,7 +23,7 @@ from reducers.base import (
     check_finite,
 )
 from reducers.budgets import allocate, share_to_count
-from reducers.layout import Slots, assemble
+from reducers.layout import keep_patches
 from reducers.ranking import rank_of, ranked
 
 
@@ -85,10 +84,7 @@ class HiRed(Fingerprinted):
             raise ReducerError(f"expected {len(tokens.features)} scores, one per frame, got {tuple(weight_F.shape)}")
         score_FN = tokens.capture(self.late)
         mask_FN = best_attended(score_FN, _budgets(tokens, weight_F, self.config.rate), self.config.spatial_tokens)
-        every = torch.arange(mask_FN.shape[1], device=mask_FN.device).expand_as(mask_FN)
-        ones = torch.ones(mask_FN.shape, device=mask_FN.device)
-        kept = Slots(features=tokens.features, valid=mask_FN, anchor=every, kind=KEPT, size=ones)
-        return assemble(tokens, [kept], torch.where(mask_FN, every, -1))
+        return keep_patches(tokens, mask_FN)
 
 
 def best_attended(score_FN: Tensor, budget_F: Tensor, spatial_tokens: int = 0) -> Tensor:

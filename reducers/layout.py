@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reducers.base import CLS, ReducedTokens, VisualTokens
+from reducers.base import CLS, KEPT, ReducedTokens, VisualTokens
 
 
 def frames_in_clip(clip_ptr: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,6 +112,20 @@ def _owners(tokens: VisualTokens, slot_RM: Tensor, valid_RK: Tensor, start_R: Te
         _, real = clip_frames(tokens.clip_ptr)
         owner_RM = owner_RM.view(*real.shape, -1)[real]
     return owner_RM.flatten().to(torch.int32)
+
+
+def patch_slots(x_RMD: Tensor, mask_RM: Tensor) -> Slots:
+    """Return a slot for each patch of a row, unchanged; empty where the mask says no."""
+    every_RM = torch.arange(mask_RM.shape[1], device=mask_RM.device).expand_as(mask_RM)
+    return Slots(
+        features=x_RMD, valid=mask_RM, anchor=every_RM, kind=KEPT, size=torch.ones(mask_RM.shape, device=mask_RM.device)
+    )
+
+
+def keep_patches(tokens: VisualTokens, mask_FN: Tensor) -> ReducedTokens:
+    """Return the patches of a mask unchanged, in raster order of each frame."""
+    kept = patch_slots(tokens.features, mask_FN)
+    return assemble(tokens, [kept], torch.where(mask_FN, kept.anchor, -1))
 
 
 def cls_slot(cls_FD: Tensor) -> Slots:

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from reducers.base import KEPT, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens, check_finite
-from reducers.layout import Slots, assemble, cls_slot
+from reducers.base import Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens, check_finite
+from reducers.layout import assemble, cls_slot, keep_patches, patch_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,8 @@ class NoReduction(Fingerprinted):
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
         """Return all tokens of all frames."""
         check_finite(tokens)
-        frames, patches, _ = tokens.features.shape
-        device = tokens.features.device
-        every = torch.arange(patches, device=device).expand(frames, -1)
-        ones = torch.ones(frames, patches, device=device)
-        blocks = [Slots(features=tokens.features, valid=ones.bool(), anchor=every, kind=KEPT, size=ones)]
-        first = 0
-        if self.config.keep_cls and tokens.cls is not None:
-            blocks.insert(0, cls_slot(tokens.cls))
-            first = 1
-        return assemble(tokens, blocks, every + first)
+        everywhere_FN = torch.ones(tokens.features.shape[:2], dtype=torch.bool, device=tokens.features.device)
+        if tokens.cls is None or not self.config.keep_cls:
+            return keep_patches(tokens, everywhere_FN)
+        patches = patch_slots(tokens.features, everywhere_FN)
+        return assemble(tokens, [cls_slot(tokens.cls), patches], patches.anchor + 1)

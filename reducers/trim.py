@@ -5,14 +5,13 @@ Text-aware: runs when a question is asked, on stored patches in the joint image-
 Shapes: F frames, V clips, N patches, R rows, M patches of a row, D width, P width of the joint space.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from reducers.base import (
-    KEPT,
     BudgetError,
     Capture,
     Fingerprinted,
@@ -23,7 +22,7 @@ from reducers.base import (
     check_finite,
 )
 from reducers.budgets import fixed_count
-from reducers.layout import Slots, assemble, frames_in_clip
+from reducers.layout import assemble, frames_in_clip, patch_slots
 from reducers.ranking import normalised, outlier_count, pooled_outlier_count, top_mask
 from reducers.rows import aggregate_slot, rows_of
 
@@ -108,15 +107,13 @@ class Trim(Fingerprinted):
         self, tokens: VisualTokens, x_RMD: Tensor, kept_RM: Tensor, valid_RM: Tensor, scope: str
     ) -> ReducedTokens:
         rest_RM = valid_RM & ~kept_RM
-        index_RM = torch.arange(x_RMD.shape[1], device=x_RMD.device).expand(kept_RM.shape)
-        ones_RM = torch.ones(kept_RM.shape, device=x_RMD.device)
-        kept = Slots(features=x_RMD, valid=kept_RM, anchor=index_RM, kind=KEPT, size=ones_RM)
-        slot_RM = torch.where(kept_RM, index_RM, -1)
+        kept = patch_slots(x_RMD, kept_RM)
+        slot_RM = torch.where(kept_RM, kept.anchor, -1)
         if not self.config.aggregate:
             return assemble(tokens, [kept], slot_RM, scope=scope)
         count_R1 = rest_RM.sum(1, keepdim=True)
-        mean = aggregate_slot(tokens, x_RMD, ones_RM / count_R1.clamp(min=1), rest_RM, scope)
-        mean = Slots(**{**vars(mean), "valid": count_R1 > 0})
+        mean = aggregate_slot(tokens, x_RMD, kept.size / count_R1.clamp(min=1), rest_RM, scope)
+        mean = replace(mean, valid=count_R1 > 0)
         slot_RM = torch.where(rest_RM, x_RMD.shape[1], slot_RM)
         return assemble(tokens, [kept, mean], slot_RM, scope=scope)
 
