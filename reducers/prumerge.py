@@ -23,7 +23,7 @@ from reducers.base import (
 from reducers.budgets import fixed_count
 from reducers.layout import Slots, assemble
 from reducers.ranking import normalised, outlier_count, pooled_outlier_count, rank_of, ranked
-from reducers.rows import aggregate_slot, rows_of
+from reducers.rows import aggregate_slot, rows_of, taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,17 +209,16 @@ def neighbour_weights(
     `k_RMD` are keys of length 1. Any other candidate may be a neighbour, kept or not. With `duplicates` the kept ones
     stand in the list of candidates as often as they are kept, so that a patch can meet its twin.
     """
-    patches, width = k_RMD.shape[1:]
+    patches = k_RMD.shape[1]
     index_RC = torch.arange(patches, device=k_RMD.device).expand_as(candidate_RM)
     own_RK = chosen_RK
     if config.duplicates:
         index_RC, candidate_RM = torch.cat([chosen_RK, index_RC], 1), torch.cat([kept_RK, candidate_RM], 1)
         own_RK = torch.arange(chosen_RK.shape[1], device=k_RMD.device).expand_as(chosen_RK)
-    centre_RKD = k_RMD.gather(1, chosen_RK[..., None].expand(-1, -1, width))
-    likeness_RKC = centre_RKD @ k_RMD.gather(1, index_RC[..., None].expand(-1, -1, width)).transpose(1, 2)
+    likeness_RKC = taken(k_RMD, chosen_RK) @ taken(k_RMD, index_RC).transpose(1, 2)
     likeness_RKC = likeness_RKC.masked_fill(~candidate_RM[:, None], -torch.inf).scatter(2, own_RK[..., None], -torch.inf)
-    taken = config.knn - (config.merge == "mean")
-    nearest_RKn = ranked(likeness_RKC)[..., : max(0, min(taken, patches - 1))]
+    neighbours = config.knn - (config.merge == "mean")
+    nearest_RKn = ranked(likeness_RKC)[..., : max(0, min(neighbours, patches - 1))]
     real_RKn = likeness_RKC.gather(2, nearest_RKn).isfinite()
     patch_RKn = index_RC[:, None].expand(-1, chosen_RK.shape[1], -1).gather(2, nearest_RKn)
     a_RKn = a_RM[:, None].expand(-1, chosen_RK.shape[1], -1).gather(2, patch_RKn) * real_RKn

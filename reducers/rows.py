@@ -1,6 +1,6 @@
 """Frames one by one, or the frames of a clip side by side as one row: the two scopes of methods that were made for images.
 
-Shapes: F frames, V clips, N patches, R rows (F or V), M = N or (longest clip) * N, D width.
+Shapes: F frames, V clips, N patches, R rows (F or V), M = N or (longest clip) * N places, K some of them, D width.
 """
 
 import torch
@@ -8,6 +8,11 @@ from torch import Tensor
 
 from reducers.base import AGGREGATE, VisualTokens
 from reducers.layout import Slots, clip_frames, frames_in_clip
+
+
+def taken(x_RMD: Tensor, index_RK: Tensor) -> Tensor:
+    """Return the places of each row that an index (R, K) names (R, K, D)."""
+    return x_RMD.gather(1, index_RK[..., None].expand(-1, -1, x_RMD.shape[-1]))
 
 
 def rows_of(tokens: VisualTokens, values: list[Tensor], scope: str) -> tuple[list[Tensor], Tensor]:

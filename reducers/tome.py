@@ -16,6 +16,7 @@ from torch import Tensor
 from reducers.base import MERGED, BudgetError, Capture, Fingerprinted, ReducedTokens, ReducerError, TextQuery, VisualTokens
 from reducers.layout import Slots, assemble, frames_in_clip
 from reducers.ranking import normalised, rank_of, ranked
+from reducers.rows import taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ class ToMe(Fingerprinted):
         if self.config.order == "spatial":
             order_FK = first_FK.argsort(dim=1)
             first_FK, size_FK = first_FK.gather(1, order_FK), size_FK.gather(1, order_FK)
-            x_FKD, slot_FN = x_FKD.gather(1, order_FK[..., None].expand_as(x_FKD)), rank_of(order_FK).gather(1, slot_FN)
+            x_FKD, slot_FN = taken(x_FKD, order_FK), rank_of(order_FK).gather(1, slot_FN)
         valid = torch.ones(frames, kept, dtype=torch.bool, device=x_FKD.device)
         position = self._positions(tokens, slot_FN, size_FK)
         slots = Slots(features=x_FKD, valid=valid, anchor=first_FK, kind=MERGED, size=size_FK, position=position)

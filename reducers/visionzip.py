@@ -22,6 +22,7 @@ from reducers.base import (
 )
 from reducers.layout import Slots, assemble, cls_slot
 from reducers.ranking import normalised, rank_of, ranked
+from reducers.rows import taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,8 @@ class VisionZip(Fingerprinted):
 
     def _context(self, tokens: VisualTokens, rest_FM: Tensor, target_C: Tensor) -> tuple[Slots, Tensor]:
         """Merge the rest into its targets; return them and the target of each remaining patch (F, M)."""
-        x_FMD = _take(tokens.features.float(), rest_FM)
-        k_FMd = normalised(_take(tokens.capture(self.keys), rest_FM))
+        x_FMD = taken(tokens.features.float(), rest_FM)
+        k_FMd = normalised(taken(tokens.capture(self.keys), rest_FM))
         targets = len(target_C)
         if targets == 0:
             empty_F0 = rest_FM[:, :0]
@@ -129,11 +130,7 @@ def _where(mask_FN: Tensor) -> Tensor:
     return mask_FN.nonzero()[:, 1].view(len(mask_FN), int(mask_FN[0].sum()))
 
 
-def _take(rows_FND: Tensor, index_FK: Tensor) -> Tensor:
-    return rows_FND.gather(1, index_FK[..., None].expand(-1, -1, rows_FND.shape[-1]))
-
-
 def _plain(tokens: VisualTokens, index_FK: Tensor) -> Slots:
     ones = torch.ones(index_FK.shape, device=index_FK.device)
-    features = _take(tokens.features, index_FK).float()
+    features = taken(tokens.features, index_FK).float()
     return Slots(features=features, valid=ones.bool(), anchor=index_FK, kind=KEPT, size=ones)
