@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reducers.base import CONTEXTUAL, KEPT, BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips, summed
-from reducers.ranking import normalised, ranked, top_mask
+from reducers.ranking import adjacent_likeness, normalised, ranked, top_mask
 
 NEIGHBOURS = 4
 """Points that the density of a patch is taken from."""
@@ -73,12 +73,15 @@ def distances(x_RnD: Tensor) -> Tensor:
     return apart_Rnn.div_(x_RnD.shape[-1]).sqrt_().float().double()
 
 
-def segment_of(likeness_F: Tensor, segments: int, tau: float) -> Tensor:
+def segment_of(likeness_F: Tensor, segments: int | None, tau: float) -> Tensor:
     """Return the segment of each frame (F,): cut at the `segments - 1` least like neighbours, and at all below tau.
 
     Args:
         likeness_F: (F - 1,) likeness of each frame to the next.
+        segments: least number of segments; None for a quarter of the frames, rounded up.
+        tau: frames that are less alike than this are always cut apart.
     """
+    segments = segments or ceil((len(likeness_F) + 1) / 4)
     cut_F = top_mask(-likeness_F, segments - 1) | (likeness_F < tau)
     return torch.cat([cut_F.new_zeros(1), cut_F]).cumsum(0)
 
@@ -98,9 +101,8 @@ def fastvid(clip: Clip, budget: Budget, config: FastVidConfig) -> ClipTokens:
     Departs: no more cuts than frames and no more contexts than free patches, what is left over goes to the best
     attended (A7).
     """
-    frames, patches, _ = clip.x.shape
-    g_FD = normalised(clip.g)
-    segment_F = segment_of((g_FD[:-1] * g_FD[1:]).sum(-1), config.segments or ceil(frames / 4), config.tau)
+    patches = clip.x.shape[1]
+    segment_F = segment_of(adjacent_likeness(clip.g), config.segments, config.tau)
     anchor_F, length_F, anchors_F = anchor_frames(segment_F, config.stride)
     tokens = int(patches * budget.ratio)
     contexts = int(tokens * config.context_share)

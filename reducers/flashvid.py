@@ -16,7 +16,7 @@ from reducers.base import CONTEXTUAL, KEPT, BudgetError, Capture, Fingerprinted,
 from reducers.fastvid import segment_of
 from reducers.fit import ATTENTION, Budget, Clip, ClipTokens, reduce_clips, summed
 from reducers.holitom import ThresholdConfig, dense_merge
-from reducers.ranking import normalised, ranked
+from reducers.ranking import adjacent_likeness, normalised, ranked
 
 NEIGHBOURS = 7
 """Points that the density of a root is taken from."""
@@ -52,8 +52,7 @@ def flashvid(clip: Clip, budget: Budget, config: FlashVidConfig) -> ClipTokens:
     """
     frames, patches, _ = clip.x.shape
     mean_FD = clip.x.mean(1)
-    likeness_F = (normalised(mean_FD)[:-1] * normalised(mean_FD)[1:]).sum(-1)
-    segment_F = segment_of(likeness_F, config.segments or ceil(frames / 4), config.segment_tau)
+    segment_F = segment_of(adjacent_likeness(mean_FD), config.segments, config.segment_tau)
     length_F = segment_F.bincount()[segment_F]
     tokens = min(patches, ceil(patches * budget.ratio))
     score_FN = clip.a

@@ -61,6 +61,6 @@ def normalised(rows: Tensor) -> Tensor:
 
 
 def adjacent_likeness(x_FND: Tensor) -> Tensor:
-    """Return the cosine (F - 1, N) of each patch with its own place one frame later, float32."""
+    """Return the cosine (F - 1, N) of each patch with its own place one frame later, float32; (F - 1,) of vectors (F, D)."""
     u_FND = normalised(x_FND)
     return (u_FND[:-1] * u_FND[1:]).sum(-1)

@@ -22,7 +22,7 @@ from reducers.fit import Budget, Clip, ClipConfig, summed
 from reducers.flashvid import links, trees
 from reducers.holitom import ThresholdConfig, windows
 from reducers.places import Places
-from reducers.ranking import adjacent_likeness, normalised
+from reducers.ranking import adjacent_likeness
 from reducers.unicomp import group_budgets
 from reducers.vcast import VCastConfig, curvature, frame_budgets
 
@@ -160,10 +160,8 @@ def static(clip: Clip, budget: Budget, config: StaticConfig) -> list[Places]:
 
 def tree(clip: Clip, budget: Budget, config: TreeConfig) -> list[Places]:
     """Hand over the roots of FlashVID's trees, with the mean and the size of what continues them; frames earn by roots."""
-    frames, patches, _ = clip.x.shape
-    unit_FD = normalised(clip.x.mean(1))
-    likeness_F = (unit_FD[:-1] * unit_FD[1:]).sum(-1)
-    segment_F = segment_of(likeness_F, config.segments or ceil(frames / 4), config.segment_tau)
+    patches = clip.x.shape[1]
+    segment_F = segment_of(adjacent_likeness(clip.x.mean(1)), config.segments, config.segment_tau)
     everywhere_FN = torch.ones_like(clip.a, dtype=torch.bool)
     least = min(patches, ceil(patches * budget.patches / clip.a.numel()))
     parent_M = links(clip.x, everywhere_FN, segment_F, least, config.tau or 0.0)

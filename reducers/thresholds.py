@@ -42,8 +42,8 @@ def measures(x_FND: Tensor, g_FD: Tensor) -> dict[str, Tensor]:
     upper = torch.triu_indices(len(middle_ND), len(middle_ND), 1, device=middle_ND.device)
     found = {
         "same_place": adjacent_likeness(x_FND),
-        "frames": adjacent_likeness(x_FND.float().mean(1)[:, None]),
-        "frame_vectors": adjacent_likeness(g_FD[:, None]),
+        "frames": adjacent_likeness(x_FND.float().mean(1)),
+        "frame_vectors": adjacent_likeness(g_FD),
         "patches": (middle_ND @ middle_ND.T)[upper[0], upper[1]],
     }
     return {name: (1e6 * value.double()).round().flatten() / 1e6 for name, value in found.items()}
