@@ -4,7 +4,7 @@ Shapes: F frames of one clip, N patches, M = F * N, D width, K tokens, H holders
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,21 @@ class Budget:
     """The same as a share of M."""
     cls: bool
     """CLS rows are kept; their tokens are paid for already."""
+
+    @classmethod
+    def of(cls, wanted: int, *, frames: int, most: int, total: int, has_cls: bool) -> "Budget":
+        """Part B between CLS rows and patches: the rows stay if they leave as many tokens for patches again.
+
+        Args:
+            wanted: B, tokens of the clip.
+            frames: F, as many CLS rows there are.
+            most: patches there are to choose from.
+            total: M.
+            has_cls: there are CLS rows, and they are asked for.
+        """
+        rows = has_cls and wanted >= 2 * frames
+        patches = min(most, max(1, wanted - frames * rows))
+        return cls(patches=patches, ratio=patches / total, cls=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +72,8 @@ class ClipConfig:
         """Return what a clip of this size may spend: at least one token, at most all of them."""
         total = frames * patches
         wanted = self.keep or max(1, share_to_count(total, self.ratio or 0.0))
-        cls = self.keep_cls and has_cls and wanted >= 2 * frames
-        left = min(total, wanted - frames * cls)
-        published = self.ratio if self.ratio is not None and not cls else None
-        return Budget(patches=left, ratio=published or left / total, cls=cls)
+        found = Budget.of(wanted, frames=frames, most=total, total=total, has_cls=self.keep_cls and has_cls)
+        return found if self.ratio is None or found.cls else replace(found, ratio=self.ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +102,13 @@ class ClipTokens:
     """(K,) uint8."""
     holder: Tensor
     """(M, H) int64: tokens that hold each patch, in equal shares; -1 where there is none."""
+
+    @classmethod
+    def by_size(cls, features: Tensor, anchor: Tensor, holder: Tensor, merged: int) -> "ClipTokens":
+        """Return tokens that are KEPT where they hold one patch or none, and of the kind `merged` where they hold more."""
+        plain = torch.full_like(anchor, KEPT, dtype=torch.uint8)
+        found = cls(features=features, anchor=anchor, kind=plain, holder=holder)
+        return replace(found, kind=torch.where(found.size > 1, merged, KEPT).to(torch.uint8))
 
     @property
     def size(self) -> Tensor:

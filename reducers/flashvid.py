@@ -3,7 +3,7 @@
 Shapes: F frames of one clip, N patches, M = F * N, D width, S segments, u roots of a frame (padded).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import ClassVar, Literal
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from reducers.base import CONTEXTUAL, KEPT, BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
+from reducers.base import CONTEXTUAL, BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.fastvid import segment_of
 from reducers.fit import ATTENTION, Budget, Clip, ClipTokens, reduce_clips, summed
 from reducers.holitom import ThresholdConfig, dense_merge
@@ -152,14 +152,9 @@ def _tokens(
     centre_M[id_Fu[real_Fu]] = id_Fu.gather(1, nearest_Fu)[real_Fu]
     holder_M = place_M[centre_M[root_M]].masked_fill(centre_M[root_M] < 0, -1)
     holder_M[picked] = torch.arange(len(picked), device=picked.device)
-    merged_KD = mean_FuD[centre_Fu].view(-1, width)
-    found = ClipTokens(
-        features=torch.cat([clip.x.flatten(0, 1)[picked], merged_KD]),
-        anchor=torch.cat([picked, id_Fu[centre_Fu]]),
-        kind=torch.full((len(picked) + len(merged_KD),), KEPT, dtype=torch.uint8, device=picked.device),
-        holder=holder_M[:, None],
-    )
-    return replace(found, kind=torch.where(found.size > 1, CONTEXTUAL, KEPT).to(torch.uint8)).by_anchor()
+    x_KD = torch.cat([clip.x.flatten(0, 1)[picked], mean_FuD[centre_Fu].view(-1, width)])
+    anchor_K = torch.cat([picked, id_Fu[centre_Fu]])
+    return ClipTokens.by_size(x_KD, anchor_K, holder_M[:, None], CONTEXTUAL).by_anchor()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Shapes: F frames of one clip, N patches, M = F * N, D width, W windows, R rows o
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from reducers.base import (
     CONTEXTUAL,
-    KEPT,
     BudgetError,
     Capture,
     Fingerprinted,
@@ -211,13 +210,7 @@ def _changing(clip: Clip, changing_FN: Tensor, ratio: float, config: HoliTomConf
 def _tokens(token_M: Tensor, value_MD: Tensor, held_M: Tensor) -> ClipTokens:
     """Return the chosen places as tokens; `held_M` names the place that holds each patch, chosen or not."""
     place_M = torch.where(token_M, token_M.cumsum(0) - 1, -1)
-    found = ClipTokens(
-        features=value_MD[token_M],
-        anchor=token_M.nonzero()[:, 0],
-        kind=torch.full((int(token_M.sum()),), KEPT, dtype=torch.uint8, device=token_M.device),
-        holder=place_M[held_M][:, None],
-    )
-    return replace(found, kind=torch.where(found.size > 1, CONTEXTUAL, KEPT).to(torch.uint8))
+    return ClipTokens.by_size(value_MD[token_M], token_M.nonzero()[:, 0], place_M[held_M][:, None], CONTEXTUAL)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torch.nn.functional import pad
 from reducers.base import (
     CLS,
     ENRICHED,
-    KEPT,
     BudgetError,
     Capture,
     Fingerprinted,
@@ -139,9 +138,7 @@ def tokens_of(one: Superset) -> ClipTokens:
 
 
 def _tokens(y_KD: Tensor, id_K: Tensor, holder_M: Tensor) -> ClipTokens:
-    kind_K = torch.full_like(id_K, KEPT, dtype=torch.uint8)
-    found = ClipTokens(features=y_KD, anchor=id_K, kind=kind_K, holder=holder_M[:, None])
-    return replace(found, kind=torch.where(found.size > 1, ENRICHED, KEPT).to(torch.uint8)).by_anchor()
+    return ClipTokens.by_size(y_KD, id_K, holder_M[:, None], ENRICHED).by_anchor()
 
 
 def _order(reduced: ReducedTokens, folded: Sequence[Superset]) -> Order:
@@ -216,7 +213,5 @@ class Nest(Fingerprinted):
         return replace(reduced, order=_order(reduced, folded))
 
     def _budget(self, one: Superset, *, has_cls: bool) -> Budget:
-        wanted = self.config.keep or self.config.superset
-        cls = self.config.keep_cls and has_cls and wanted >= 2 * one.frames
-        left = min(len(one.id), wanted - one.frames * cls)
-        return Budget(patches=left, ratio=left / len(one.holder), cls=cls)
+        wanted, rows = self.config.keep or self.config.superset, self.config.keep_cls and has_cls
+        return Budget.of(wanted, frames=one.frames, most=len(one.id), total=len(one.holder), has_cls=rows)

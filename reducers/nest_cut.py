@@ -70,14 +70,12 @@ class StoredNest:
 
     def least_for(self, coverage: float) -> int:
         """Return the smallest budget, CLS rows included, whose patches explain `coverage` of the clip."""
-        patches = budget_for(self.superset.gain, coverage)
-        return patches + (self.grid[0] if self.cls is not None and patches >= self.grid[0] else 0)
+        return self._with_cls(budget_for(self.superset.gain, coverage))
 
     def cut_at(self, gain: float, least: int = 32) -> int:
         """Return the budget, CLS rows included, whose patches beyond the first `least` all gain at least so much."""
         tail = tail_of(self.superset.gain, least)
-        patches = len(self.superset.id) - len(tail) + int((tail >= gain).sum())
-        return patches + (self.grid[0] if self.cls is not None and patches >= self.grid[0] else 0)
+        return self._with_cls(len(self.superset.id) - len(tail) + int((tail >= gain).sum()))
 
     def cut(self, budget: int) -> ReducedTokens:
         """Return `budget` tokens, CLS rows included, folded; all there are if there are no more."""
@@ -95,11 +93,14 @@ class StoredNest:
         split = self._split(budget)
         return self._laid_out(ask(self.superset, relevance_R, split.patches, self.config, prefer), split)
 
+    def _with_cls(self, patches: int) -> int:
+        """Return the budget whose patches are so many."""
+        return patches + (self.grid[0] if self.cls is not None and patches >= self.grid[0] else 0)
+
     def _split(self, budget: int) -> Budget:
         """Part a budget between CLS rows and patches, as encoding does."""
-        cls = self.cls is not None and budget >= 2 * self.grid[0]
-        patches = min(len(self.superset.id), max(1, budget - self.grid[0] * cls))
-        return Budget(patches=patches, ratio=patches / len(self.superset.holder), cls=cls)
+        ranks, total = len(self.superset.id), len(self.superset.holder)
+        return Budget.of(budget, frames=self.grid[0], most=ranks, total=total, has_cls=self.cls is not None)
 
     def _laid_out(self, found: ClipTokens, split: Budget) -> ReducedTokens:
         frames, height, width = self.grid
