@@ -165,7 +165,10 @@ class Reducer(Protocol):
 
 
 class Fingerprinted:
-    """Gives every reducer its `fingerprint`."""
+    """Gives every reducer its `fingerprint`; it neither reads the question nor works in the tower unless it says so itself."""
+
+    needs_text: ClassVar[bool] = False
+    modifies_tower: ClassVar[bool] = False
 
     def fingerprint(self: Reducer) -> str:
         """Return canonical JSON of name, version and all parameters."""

@@ -51,8 +51,6 @@ class Composed(Fingerprinted):
 
     config: CompositionConfig
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -74,8 +74,6 @@ class DyCoke(Fingerprinted):
     config: DyCokeConfig
     name: ClassVar[str] = "dycoke_ttm"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset({ATTENTION})
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:

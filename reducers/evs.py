@@ -60,8 +60,6 @@ class Evs(Fingerprinted):
     config: EvsConfig
     name: ClassVar[str] = "evs"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset({ATTENTION})
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:

@@ -186,8 +186,6 @@ class FastVid(Fingerprinted):
     config: FastVidConfig
     name: ClassVar[str] = "fastvid"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset({ATTENTION})
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:

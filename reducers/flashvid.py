@@ -168,8 +168,6 @@ class FlashVid(Fingerprinted):
     config: FlashVidConfig
     name: ClassVar[str] = "flashvid"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset({ATTENTION})
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:

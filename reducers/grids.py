@@ -77,8 +77,6 @@ class Sequential(Fingerprinted):
     config: SequentialConfig
     name: ClassVar[str] = "sequential"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset()
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
@@ -121,8 +119,6 @@ class Spatial(Fingerprinted):
     config: SpatialConfig
     name: ClassVar[str] = "spatial"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset()
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:

@@ -57,8 +57,6 @@ class HiRed(Fingerprinted):
     config: HiRedConfig
     name: ClassVar[str] = "hired"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     late: ClassVar[Capture] = Capture(kind="cls_attn", block="selected", heads="sum")
     sheet: ClassVar[Capture] = Capture(kind="sheet", block="first", heads="sum")
 

@@ -223,8 +223,6 @@ class HoliTom(Fingerprinted):
     config: HoliTomConfig
     name: ClassVar[str] = "holitom"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset({ATTENTION})
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:

@@ -196,8 +196,6 @@ class Nest(Fingerprinted):
     config: NestConfig
     name: ClassVar[str] = "nest"
     version: ClassVar[int] = 2
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset({ATTENTION})
 
     def supersets(self, tokens: VisualTokens) -> list[Superset]:

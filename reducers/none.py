@@ -24,8 +24,6 @@ class NoReduction(Fingerprinted):
     config: NoneConfig
     name: ClassVar[str] = "none"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset()
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:

@@ -83,8 +83,6 @@ class PruMerge(Fingerprinted):
     config: PruMergeConfig
     name: ClassVar[str] = "prumerge"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     plus: ClassVar[bool] = False
 
     @property

@@ -125,7 +125,6 @@ class ToMe(Fingerprinted):
     config: ToMeConfig
     name: ClassVar[str] = "tome"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
     modifies_tower: ClassVar[bool] = True
     needs: ClassVar[frozenset[Capture]] = frozenset()
 

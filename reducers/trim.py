@@ -74,7 +74,6 @@ class Trim(Fingerprinted):
     name: ClassVar[str] = "trim"
     version: ClassVar[int] = 1
     needs_text: ClassVar[bool] = True
-    modifies_tower: ClassVar[bool] = False
     needs: ClassVar[frozenset[Capture]] = frozenset()
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:

@@ -167,8 +167,6 @@ class UniComp(Fingerprinted):
     config: UniCompConfig
     name: ClassVar[str] = "unicomp"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     keys: ClassVar[Capture] = Capture(kind="keys", block="selected", heads="mean")
 
     @property

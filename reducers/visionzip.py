@@ -56,8 +56,6 @@ class VisionZip(Fingerprinted):
     config: VisionZipConfig
     name: ClassVar[str] = "visionzip"
     version: ClassVar[int] = 1
-    needs_text: ClassVar[bool] = False
-    modifies_tower: ClassVar[bool] = False
     keys: ClassVar[Capture] = Capture(kind="keys", block="selected", heads="mean")
 
     @property
