@@ -44,7 +44,9 @@ class Capture:
     """cls_attn and received: (F, N) float32. keys: (F, N, D) when heads are concatenated, (F, N, d) when averaged.
     sheet: (F, 1) float32, CLS attention to the tile of each frame on a contact sheet of its clip."""
     block: Literal["selected", "next", "first"] = "selected"
+    """The block whose queries and keys are read."""
     heads: Literal["concat", "sum", "mean"] = "sum"
+    """concat: all heads side by side, as one. sum and mean: over heads, each by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class VisualTokens:
     clip_ptr: Tensor
     """(V + 1,) int64: frames of clip v are clip_ptr[v] .. clip_ptr[v + 1]."""
     captures: Mapping[Capture, Tensor]
+    """What the reducer asked for, each of the shape that `Capture` names, one row per frame."""
     clip_space: Tensor | None = None
     """(F, N, P): patches in the joint image-text space."""
 
@@ -73,7 +76,7 @@ class VisualTokens:
             raise ReducerError(f"expected CLS rows ({frames}, {width}), got {tuple(self.cls.shape)}")
 
     def capture(self, needed: Capture) -> Tensor:
-        """Return a capture, or say which one the tower did not take."""
+        """Return a capture, of the shape that `Capture` names. Raises ReducerError if the tower did not take it."""
         if needed not in self.captures:
             raise ReducerError(f"expected capture {needed}, got {list(self.captures)}")
         return self.captures[needed]
@@ -127,6 +130,7 @@ class ReducedTokens:
     owner: Tensor | None = None
     """(F * N,) int32: place inside the clip of the token that holds each patch, -1 if dropped."""
     order: Order | None = None
+    """Of nested methods; None for all others."""
 
     def clip(self, number: int) -> slice:
         """Return where the tokens of a clip lie."""
@@ -176,7 +180,10 @@ class Fingerprinted:
 
 
 def describe(reducer: Reducer) -> dict[str, Any]:
-    """Return name, version and all parameters: what a reducer adds to the encode fingerprint."""
+    """Return name, version and all parameters: what a reducer adds to the encode fingerprint.
+
+    Raises ReducerError if the config is not a dataclass.
+    """
     config = reducer.config
     if not is_dataclass(config) or isinstance(config, type):
         raise ReducerError(f"expected the config of {reducer.name} to be a dataclass, got {config!r}")

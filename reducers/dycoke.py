@@ -15,6 +15,7 @@ from reducers.fit import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, kept, 
 from reducers.ranking import normalised, rank_of, ranked
 
 WINDOW = 4
+"""Frames of a window: the first stays whole."""
 REFERENCE = (0, 1, 2, 1)
 """How many frames back the reference of each frame of a window lies."""
 

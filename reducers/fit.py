@@ -128,6 +128,7 @@ class ClipTokens:
 
 
 Method = Callable[[Clip, Budget], ClipTokens]
+"""What `reduce_clips` runs on each clip."""
 
 
 def reduce_clips(

@@ -12,7 +12,7 @@ from reducers.layout import frames_in_clip, keep_patches
 
 
 def sequential_indices(patches: int, keep: int) -> Tensor:
-    """Return the first `keep` patches in raster order, fewer where there are fewer."""
+    """Return the first `keep` patches (K,) in raster order, fewer where there are fewer."""
     return torch.arange(min(keep, patches))
 
 
@@ -23,10 +23,16 @@ def spatial_indices(
     shape: tuple[int, int] | None = None,
     anchor: Literal["start", "center"] = "start",
 ) -> Tensor:
-    """Return the crossings of R rows and C columns spread over a grid, in raster order.
+    """Return the crossings (K,) of R rows and C columns spread over a grid, in raster order.
 
     Given only `keep`, the factorisation R x C whose shape is nearest to the grid's is taken; where none comes within a
     factor of two, every (N / keep)-th patch.
+
+    Args:
+        grid: gh, gw.
+        keep: K, patches wanted.
+        shape: R, C, instead of `keep`.
+        anchor: which patch of a cell: its first, or its middle one.
 
     Source: REDUCERS.md section 5.2.
     """

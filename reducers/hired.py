@@ -66,7 +66,10 @@ class HiRed(Fingerprinted):
         return frozenset({self.late, self.sheet} if self.config.frame_score == "mosaic" else {self.late})
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
-        """Return the kept patches unchanged, ascending in each frame."""
+        """Return the kept patches unchanged, ascending in each frame.
+
+        Raises BudgetError if a clip has more frames than its contact sheet has patches for.
+        """
         if self.config.frame_score == "uniform":
             return self.reduce_by_score(tokens, torch.ones(len(tokens.features)))
         longest = int(tokens.clip_ptr.diff().max())
@@ -76,7 +79,10 @@ class HiRed(Fingerprinted):
         return self.reduce_by_score(tokens, tokens.capture(self.sheet)[:, 0])
 
     def reduce_by_score(self, tokens: VisualTokens, weight_F: Tensor) -> ReducedTokens:
-        """Return the same with budgets in proportion to a score of each frame, see `frame_scores`."""
+        """Return the same with budgets in proportion to a score of each frame (F,), see `frame_scores`.
+
+        Raises ReducerError unless there is one score per frame, and on a value that is not finite.
+        """
         check_finite(tokens)
         if weight_F.shape != (len(tokens.features),):
             raise ReducerError(f"expected {len(tokens.features)} scores, one per frame, got {tuple(weight_F.shape)}")

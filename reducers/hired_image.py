@@ -55,7 +55,10 @@ def reduce_image(
             with the captures `EARLY` and `HiRed.late`.
         layout: rows and columns of sub-images; (0, 0) for the full image alone.
         order: partition by partition, or the full image and then one raster over all sub-images.
-        image: height and width of the picture; what shows only padding is dropped where the order is stitched.
+        image: height and width of the picture, px; what shows only padding is dropped where the order is stitched.
+
+    Raises:
+        ReducerError: the partitions are not as many as the layout says, or a value is not finite.
 
     Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; REDUCERS.md section 5.7.
     """
@@ -89,7 +92,9 @@ def reduce_image(
 def sub_budgets(
     early_N: Tensor, layout: tuple[int, int], grid: tuple[int, int], total: int, config: HiRedImageConfig
 ) -> Tensor:
-    """Return the budget of each sub-image (P - 1,), from the full image's early attention.
+    """Return the budget of each sub-image (P - 1,), int64, from the full image's early attention.
+
+    Raises BudgetError if published bands of rows cannot be cut.
 
     Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; REDUCERS.md section 5.7.
     Departs: shares come from attention summed over 2-D regions, by largest remainder (H1, H2, H3).
@@ -123,7 +128,7 @@ def stitched(
 ) -> tuple[Tensor, Tensor]:
     """Return partition and patch of each kept token (S,), full image first, then one raster over all sub-images.
 
-    `image` is the picture's height and width: sub-image patches that show only padding are dropped.
+    `image` is the picture's height and width, px: sub-image patches that show only padding are dropped.
     """
     rows, columns = (layout[1], layout[0]) if config.swapped_grid else layout
     high, wide = rows * grid[0], columns * grid[1]

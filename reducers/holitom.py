@@ -87,6 +87,9 @@ def calibrated_tau(clips: Iterable[Tensor], static_share: float = 0.5) -> float:
         clips: features (F, N, D) of at least 200 videos of the corpus.
         static_share: in (0, 1).
 
+    Raises:
+        ReducerError: the share is not in (0, 1), or no clip has two frames.
+
     Source: REDUCERS_VIDEO.md section 2, point 3.
     """
     if not 0 < static_share < 1:

@@ -161,7 +161,7 @@ def budget_for(gain_S: Tensor, coverage: float) -> int:
 
 
 def tail_of(gain_S: Tensor, least: int) -> Tensor:
-    """Return the gains beyond the first `least` ranks, each at most as large as the one before it."""
+    """Return the gains beyond the first `least` ranks (S - least,), each at most as large as the one before it."""
     return gain_S[least:].cummin(0).values if len(gain_S) > least else gain_S[:0]
 
 
@@ -172,6 +172,9 @@ def common_gain(gains: Sequence[Tensor], total: int, least: int = 32) -> float:
         gains: `Superset.gain` of each clip.
         total: ranks of all clips together.
         least: ranks that each clip keeps, if its superset holds as many.
+
+    Raises:
+        BudgetError: `total` is less than what the clips keep at least.
 
     Source: REDUCERS_VIDEO.md section 7.4.
     Departs: of equal gains all are kept or none, so that a cut is one number and the clips need not know each other.

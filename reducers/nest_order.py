@@ -17,6 +17,7 @@ from reducers.base import BudgetError, ReducerError
 from reducers.fit import Clip, summed
 
 STEP = 2.0**-16
+"""What kernel and mass are multiples of."""
 TAKEN = -1.0
 """The gain of a row that has its rank."""
 STALE = 16
@@ -86,6 +87,7 @@ class Superset:
     holder: Tensor
     """(M,) int64: rank that holds each patch, -1 if dropped."""
     frames: int
+    """F, frames of the clip."""
 
 
 def evidence(clip: Clip, config: NestConfig, out_MM: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +109,7 @@ def evidence(clip: Clip, config: NestConfig, out_MM: Tensor | None = None) -> tu
 
 
 def directions(x_nD: Tensor, centre_D: Tensor) -> Tensor:
-    """Return unit rows of what differs from the centre; 0 where nothing does."""
+    """Return unit rows (n, D) of what differs from the centre; 0 where nothing does."""
     apart_nD = x_nD - centre_D
     length_n1 = apart_nD.norm(dim=1, keepdim=True)
     same_n1 = length_n1 < 1e-6 * x_nD.norm(dim=1, keepdim=True)
@@ -131,7 +133,7 @@ def kernel(u_nD: Tensor, frame_n: Tensor, frames: int, config: NestConfig, out_n
 
 
 def rounded(values: Tensor) -> Tensor:
-    """Return values rounded to 2**-16: their sums are then exact in float64."""
+    """Return values of any shape rounded to 2**-16: their sums are then exact in float64."""
     return (values / STEP).round() * STEP
 
 

@@ -1,22 +1,25 @@
-"""How methods compare and choose: orders, masks of the best, fences against outliers, rows of length 1."""
+"""How methods compare and choose: orders, masks of the best, fences against outliers, rows of length 1.
+
+Shapes: R rows, M places of a row; F frames of one clip, N patches, D width; (..., n) works along the last dimension.
+"""
 
 import torch
 from torch import Tensor
 
 
 def ranked(score: Tensor) -> Tensor:
-    """Return indices by falling score along the last dimension; the lower index wins a tie."""
+    """Return indices (..., n) by falling score (..., n); the lower index wins a tie."""
     return score.argsort(dim=-1, descending=True, stable=True)
 
 
 def rank_of(order: Tensor) -> Tensor:
-    """Return the place of each index in an order along the last dimension."""
+    """Return the place (..., n) that each index has in an order (..., n)."""
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def top_mask(score: Tensor, count: Tensor | int) -> Tensor:
-    """Return True for the `count` largest scores of each row; `count` may differ by row (...,)."""
+    """Return True (..., n) for the `count` largest scores of each row; `count` may differ by row (...,)."""
     limit = count[..., None] if isinstance(count, Tensor) else count
     return rank_of(ranked(score)) < limit
 
@@ -55,7 +58,7 @@ def pooled_outlier_count(score_RM: Tensor, factor: float) -> Tensor:
 
 
 def normalised(rows: Tensor) -> Tensor:
-    """Return float32 rows of length 1; rows of length 0 stay 0."""
+    """Return float32 rows (..., D) of length 1; rows of length 0 stay 0."""
     rows = rows.float()
     return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 

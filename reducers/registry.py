@@ -47,8 +47,8 @@ METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
 }
 """Name to config class and reducer class. Any: each method has its own config."""
 
-
 PROPORTION = {"dominant", "contextual"}
+"""Parameters that need a budget beside them in a composition."""
 
 
 def names() -> tuple[str, ...]:

@@ -19,6 +19,7 @@ class Term:
 
     name: str
     arguments: str
+    """What stands between the brackets, empty without."""
 
 
 def terms(spec: str) -> list[Term]:

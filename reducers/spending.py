@@ -28,6 +28,7 @@ class Read:
     """What the tower captured of one clip."""
 
     captures: Mapping[Capture, Tensor]
+    """Each (F, N, ...)."""
 
     def rows(self, places: Places, need: Capture) -> Tensor:
         """Return a capture (F, N, ...) as the rows of places see it (R, N, ...), float32."""
@@ -192,9 +193,13 @@ class Second:
 
     config: type[Any]
     spend: Callable[[Places, Read, Any], Spent]
+    """Chooses the tokens of all rows, by a config."""
     needs: Callable[[Any], frozenset[Capture]]
+    """What it reads, by a config."""
     about: str
+    """One sentence for the catalogue."""
     version: int = 1
+    """Goes into the encode fingerprint."""
 
 
 def _prumerge_needs(config: PruMergePartConfig) -> frozenset[Capture]:

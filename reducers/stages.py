@@ -207,8 +207,11 @@ class First:
 
     config: type[Any]
     plan: Callable[[Clip, Budget, Any], list[Places]]
+    """Hands over the places of a clip, by a config."""
     about: str
+    """One sentence for the catalogue."""
     version: int = 1
+    """Goes into the encode fingerprint."""
 
 
 FIRST: Mapping[str, First] = {

@@ -65,6 +65,7 @@ class Sample:
 
 
 Rule = Callable[[Sample, float, Shares], float]
+"""From a sample, the share of tokens that is kept, and the shares wanted, to a threshold."""
 
 
 def _same_place(sample: Sample, retention: float, shares: Shares) -> float:

@@ -77,7 +77,10 @@ class Trim(Fingerprinted):
     needs: ClassVar[frozenset[Capture]] = frozenset()
 
     def reduce(self, tokens: VisualTokens, text: TextQuery | None = None) -> ReducedTokens:
-        """Return kept patches ascending, then the mean of the others, row by row."""
+        """Return kept patches ascending, then the mean of the others, row by row.
+
+        Raises ReducerError without a question, without patches in its space, or on a value that is not finite.
+        """
         if tokens.clip_space is None or text is None:
             raise ReducerError("trim needs a question and patches in the joint image-text space of the same CLIP")
         check_finite(tokens)
