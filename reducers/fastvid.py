@@ -153,9 +153,7 @@ def _holders(x_FND: Tensor, salient_FN: Tensor, context_FN: Tensor, segment_F: T
     u_FND = normalised(x_FND)
     like_MC = u_FND.flatten(0, 1) @ u_FND[frame_C, patch_C].T
     id_C = frame_C * patches + patch_C
-    like_MC[id_C, torch.arange(len(id_C), device=id_C.device)] = (
-        torch.inf
-    )  # a context holds itself, whatever its twins do
+    like_MC[id_C, torch.arange(len(id_C), device=id_C.device)] = torch.inf  # a context holds itself, whatever its twins do
     like_MAm = like_MC[:, column_Am].masked_fill(place_m >= counts_A[:, None], -torch.inf)
     which_MA = like_MAm.argmax(-1)
     here_MA = (segment_F[host_A] == segment_F[:, None]).repeat_interleave(patches, 0) & ~salient_FN.flatten()[:, None]

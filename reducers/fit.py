@@ -131,9 +131,7 @@ Method = Callable[[Clip, Budget], ClipTokens]
 """What `reduce_clips` runs on each clip."""
 
 
-def reduce_clips(
-    tokens: VisualTokens, config: ClipConfig, method: Method, keys: Capture | None = None
-) -> ReducedTokens:
+def reduce_clips(tokens: VisualTokens, config: ClipConfig, method: Method, keys: Capture | None = None) -> ReducedTokens:
     """Run a method on each clip by itself, fit its result to the budget, join the clips.
 
     A clip that its budget holds whole stays as it is. Raises ReducerError on a value that is not finite.
@@ -233,9 +231,7 @@ def _shrunk(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
 def joined(tokens: VisualTokens, parts: list[ClipTokens], budgets: list[Budget]) -> ReducedTokens:
     """Lay out the tokens of all clips, sorted by anchor in each, CLS rows in front of their frames."""
     spans = tokens.clip_ptr.unfold(0, 2, 1).tolist()
-    rows = [
-        _with_cls(tokens, part, *span) if b.cls else part for part, b, span in zip(parts, budgets, spans, strict=True)
-    ]
+    rows = [_with_cls(tokens, part, *span) if b.cls else part for part, b, span in zip(parts, budgets, spans, strict=True)]
     patches, width = tokens.features.shape[1], tokens.grid[1]
     kind, key = (torch.cat([getattr(row, name) for row in rows]) for name in ("kind", "anchor"))
     cls = kind == CLS

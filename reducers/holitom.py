@@ -182,9 +182,7 @@ def holitom(clip: Clip, budget: Budget, config: HoliTomConfig) -> ClipTokens:
     token_FN, value_FND, held_FN = _changing(clip, ~still_WN[window_F], ratio, config)
     token_FN[first_W] |= merged[0]
     value_FND[first_W] = torch.where(still_WN[..., None], merged[1], value_FND[first_W])
-    frame_F = torch.where(
-        still_WN[window_F], first_W[window_F][:, None], torch.arange(frames, device=first_W.device)[:, None]
-    )
+    frame_F = torch.where(still_WN[window_F], first_W[window_F][:, None], torch.arange(frames, device=first_W.device)[:, None])
     held_FN = torch.where(still_WN[window_F], merged[2][window_F], held_FN) + patches * frame_F
     return _tokens(token_FN.flatten(), value_FND.flatten(0, 1), held_FN.flatten())
 

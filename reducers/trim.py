@@ -105,9 +105,7 @@ class Trim(Fingerprinted):
         count_R = count_R if c.aggregate else count_R.clamp(min=1)
         return top_mask(share_RM.masked_fill(~valid_RM, -torch.inf), count_R) & valid_RM
 
-    def _assembled(
-        self, tokens: VisualTokens, x_RMD: Tensor, kept_RM: Tensor, valid_RM: Tensor, scope: str
-    ) -> ReducedTokens:
+    def _assembled(self, tokens: VisualTokens, x_RMD: Tensor, kept_RM: Tensor, valid_RM: Tensor, scope: str) -> ReducedTokens:
         rest_RM = valid_RM & ~kept_RM
         kept = patch_slots(x_RMD, kept_RM)
         slot_RM = torch.where(kept_RM, kept.anchor, -1)

@@ -96,9 +96,7 @@ class VisionZip(Fingerprinted):
         targets = len(target_C)
         if targets == 0:
             empty_F0 = rest_FM[:, :0]
-            nothing = Slots(
-                features=x_FMD[:, :0], valid=empty_F0 >= 0, anchor=empty_F0, kind=CONTEXTUAL, size=empty_F0.float()
-            )
+            nothing = Slots(features=x_FMD[:, :0], valid=empty_F0 >= 0, anchor=empty_F0, kind=CONTEXTUAL, size=empty_F0.float())
             return nothing, torch.full_like(rest_FM, -1)
         likeness_FMC = k_FMd @ k_FMd[:, target_C].transpose(1, 2)
         nearest_FM = likeness_FMC.argmax(dim=-1)
