@@ -74,6 +74,12 @@ def reduce_image(
     part_S, patch_S = mask_PN.nonzero(as_tuple=True)
     if order == "stitched" and partitions > 1:
         part_S, patch_S = stitched(mask_PN, layout, tokens.grid, image, config)
+    return _laid_out(tokens, part_S, patch_S)
+
+
+def _laid_out(tokens: VisualTokens, part_S: Tensor, patch_S: Tensor) -> ReducedTokens:
+    """Return patches of partitions unchanged, in the order in which they are named."""
+    partitions, patches, _ = tokens.features.shape
     owner = torch.full((partitions * patches,), -1, dtype=torch.int32, device=part_S.device)
     owner[part_S * patches + patch_S] = torch.arange(len(part_S), dtype=torch.int32, device=part_S.device)
     place_S3 = [part_S, torch.div(patch_S, tokens.grid[1], rounding_mode="floor"), patch_S % tokens.grid[1]]

@@ -110,17 +110,14 @@ def ask(
     Source: REDUCERS_VIDEO.md section 7.3.
     Departs: an unlinked rank is dropped, as in `fold`; the centre of the kernel is the mean of the superset by size.
     """
-    ranks, budget = len(given.id), min(max(budget, 1), len(given.id))
-    z_S = relevance_S.float() - relevance_S.float().mean()
-    z_S = (z_S / z_S.square().mean().sqrt().clamp(min=1e-12)).clamp(-2, 3) * (1 if prefer == "like" else -1)
-    size_S1 = summed(torch.ones_like(given.holder, dtype=torch.float32), given.holder % (ranks + 1), ranks + 1)[:-1, None]
-    centre_D = (size_S1 * given.features).sum(0) / size_S1.sum()
+    budget = min(max(budget, 1), len(given.id))
     frame_S = given.id // (len(given.holder) // given.frames)
-    u_SD = directions(given.features, centre_D)
+    u_SD = directions(given.features, _centre(given))
     k_SS = kernel(u_SD, frame_S, given.frames, config)
     start_1q = torch.arange((budget + 1) // 2, device=frame_S.device)[None]
-    chosen = greedy(k_SS[None], rounded(z_S.exp())[None], budget - start_1q.shape[1], start_1q, frame_S, given.frames)[0][0]
-    kept_S = torch.zeros(ranks, dtype=torch.bool, device=frame_S.device).index_fill(0, chosen, True)
+    mass_S = _asked_mass(relevance_S, prefer)
+    chosen = greedy(k_SS[None], mass_S[None], budget - start_1q.shape[1], start_1q, frame_S, given.frames)[0][0]
+    kept_S = torch.zeros_like(given.link).index_fill(0, chosen, True)
     target_S = torch.where(kept_S[given.parent], given.parent, k_SS.masked_fill(~kept_S, -1).argmax(1))
     alike_S = (u_SD * u_SD[target_S]).sum(1) >= config.gate
     folded_S = ~kept_S & torch.where(kept_S[given.parent], given.link, alike_S)
@@ -130,6 +127,20 @@ def ask(
     goes_S = torch.where(folded_S, goes_S[target_S], goes_S)
     holder_M = torch.cat([goes_S, goes_S.new_full((1,), -1)])[given.holder]
     return _tokens(y_SD[kept_S], given.id[kept_S], holder_M)
+
+
+def _centre(given: Superset) -> Tensor:
+    """Return the mean of a superset by size (D,)."""
+    ranks = len(given.id)
+    size_S1 = summed(torch.ones_like(given.holder, dtype=torch.float32), given.holder % (ranks + 1), ranks + 1)[:-1, None]
+    return (size_S1 * given.features).sum(0) / size_S1.sum()
+
+
+def _asked_mass(relevance_S: Tensor, prefer: Literal["like", "unlike"]) -> Tensor:
+    """Return how much each rank matters (S,): exp of its relevance, or of minus it, in standard deviations from -2 to 3."""
+    z_S = relevance_S.float() - relevance_S.float().mean()
+    z_S = (z_S / z_S.square().mean().sqrt().clamp(min=1e-12)).clamp(-2, 3) * (1 if prefer == "like" else -1)
+    return rounded(z_S.exp())
 
 
 def tokens_of(one: Superset) -> ClipTokens:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reducers.base import CLS, ReducedTokens, ReducerError, VisualTokens
+from reducers.base import CLS, Order, ReducedTokens, ReducerError, VisualTokens
 from reducers.fit import Budget, ClipTokens, joined
 from reducers.nest import ask, budget_for, fold, tail_of, tokens_of
 from reducers.nest_order import NestConfig, Superset
@@ -38,16 +38,7 @@ class StoredNest:
         order, owner = stored.order, stored.owner
         if order is None or owner is None:
             raise ReducerError("these tokens have no order: encode with nest to cut them later")
-        patch_S = order.rank >= 0
-        place_R = order.rank[patch_S].argsort()
-        if not torch.equal(order.rank[patch_S].long()[place_R], torch.arange(len(place_R))):
-            raise ReducerError("the ranks of these tokens are no permutation")
-        ranks, tokens = len(place_R), len(stored.features)
-        if not _within(order.parent[patch_S], 0, ranks) or not _within(owner, -1, tokens):
-            raise ReducerError(f"expected parents below {ranks} and owners below {tokens}, at least -1")
-        if not _within(stored.anchor[patch_S], 0, len(owner)):
-            raise ReducerError(f"expected anchors of {len(owner)} patches")
-        at_R = patch_S.nonzero()[:, 0][place_R]
+        at_R = _by_rank(stored.anchor, order, owner)
         rank_S = torch.cat([order.rank.long(), torch.tensor([-1])])
         frames = stored.kind == CLS
         superset = Superset(
@@ -108,6 +99,20 @@ class StoredNest:
         ends = torch.tensor([0, frames])
         shape = VisualTokens(features=nothing, cls=self.cls, grid=(height, width), clip_ptr=ends, captures={})
         return joined(shape, [found], [split])
+
+
+def _by_rank(anchor_S: Tensor, order: Order, owner_M: Tensor) -> Tensor:
+    """Return the place of each rank among the tokens (R,). Raises ReducerError for an order that cannot be."""
+    patch_S = order.rank >= 0
+    place_R = order.rank[patch_S].argsort()
+    if not torch.equal(order.rank[patch_S].long()[place_R], torch.arange(len(place_R))):
+        raise ReducerError("the ranks of these tokens are no permutation")
+    ranks, tokens = len(place_R), len(anchor_S)
+    if not _within(order.parent[patch_S], 0, ranks) or not _within(owner_M, -1, tokens):
+        raise ReducerError(f"expected parents below {ranks} and owners below {tokens}, at least -1")
+    if not _within(anchor_S[patch_S], 0, len(owner_M)):
+        raise ReducerError(f"expected anchors of {len(owner_M)} patches")
+    return patch_S.nonzero()[:, 0][place_R]
 
 
 def _within(values: Tensor, least: int, end: int) -> bool:

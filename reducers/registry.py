@@ -96,18 +96,7 @@ def _config(term: Term, config: type[Any]) -> Any:
 
 def _composed(found: list[Term]) -> Reducer:
     """Return the composition of two terms. Raises ReducerSpecError for parts that do not fit."""
-    for term in found:
-        if term.name not in {*METHODS, *FIRST, *SECOND}:
-            known = f"{', '.join(FIRST)} and then {', '.join(SECOND)}"
-            raise ReducerSpecError(f"unknown part {term.name!r} of a composition, expected {known}")
-        method = METHODS.get(term.name, (None, None))[1]
-        if getattr(method, "needs_text", False):
-            raise ReducerSpecError(f"{term.name} reads the question and cannot be part of what is stored before one is asked")
-        if getattr(method, "modifies_tower", False):
-            raise ReducerSpecError(f"{term.name} works inside the tower and cannot be part of a composition behind it")
-    if len(found) != 2 or found[0].name not in FIRST or found[1].name not in SECOND:
-        got = "|".join(term.name for term in found)
-        raise ReducerSpecError(f"expected one of {', '.join(FIRST)}, then one of {', '.join(SECOND)}, got {got}")
+    _check_parts(found)
     first, second = found
     _check_budget(first, second)
     try:
@@ -120,6 +109,22 @@ def _composed(found: list[Term]) -> Reducer:
         raise
     except ReducerError as error:
         raise ReducerSpecError(f"{first.name}|{second.name}: {error}") from error
+
+
+def _check_parts(found: list[Term]) -> None:
+    """Raise ReducerSpecError unless a first part is followed by a second."""
+    for term in found:
+        if term.name not in {*METHODS, *FIRST, *SECOND}:
+            known = f"{', '.join(FIRST)} and then {', '.join(SECOND)}"
+            raise ReducerSpecError(f"unknown part {term.name!r} of a composition, expected {known}")
+        method = METHODS.get(term.name, (None, None))[1]
+        if getattr(method, "needs_text", False):
+            raise ReducerSpecError(f"{term.name} reads the question and cannot be part of what is stored before one is asked")
+        if getattr(method, "modifies_tower", False):
+            raise ReducerSpecError(f"{term.name} works inside the tower and cannot be part of a composition behind it")
+    if len(found) != 2 or found[0].name not in FIRST or found[1].name not in SECOND:
+        got = "|".join(term.name for term in found)
+        raise ReducerSpecError(f"expected one of {', '.join(FIRST)}, then one of {', '.join(SECOND)}, got {got}")
 
 
 def _check_budget(first: Term, second: Term) -> None:
