@@ -1,0 +1,73 @@
+"""What SECURITY.md promises of names, tried: no id and no URI leads out of the store's root."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.encode import main
+from pipeline.corpus import read_corpus
+from pipeline.errors import ConfigError
+from pipeline.store import TokenStore
+from tests.security.command import CLIP, encode
+
+IDS = {
+    "up": "../../../../escaped", "absolute": "/tmp/escaped", "up in the middle": "a/../../../b", "dot": ".", "dots": "..",
+    "leading dash": "-rf", "two dashes": "--store=/tmp/x", "percent": "%2e%2e%2f%2e%2e%2fescaped",
+    "backslashes": "..\\..\\escaped",
+    "look-alike dots": "․․/․․/escaped", "full-width": "．．／escaped", "slash look-alike": "..∕escaped", "cyrillic": "vіdео",
+    "latin": "video", "composed": "\u00e9", "decomposed": "e\u0301", "glob": "*", "url": "s3://bucket/x", "chain": "a::b",
+    "dollar": "$(touch escaped)", "tilde": "~/escaped", "long": "x" * 1024, "quotes": "'; --\"", "spaces": " a ",
+}  # fmt: skip
+REFUSED = {
+    "nul": "a\0b", "newline": "a\nb", "return": "a\rb", "tab": "a\tb", "escape": "\x1b[31mred", "4 KB": "x" * 4096,
+    "override": "\u202egpj.exe", "no width": "a\u200bb", "half a pair": "\ud800",
+}  # fmt: skip
+
+
+def everything(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_no_video_id_leaves_the_store(model: str, tmp_path: Path) -> None:
+    """A real encode of two dozen hostile names, deep in a folder that is searched afterwards; each is kept as it is."""
+    store, home = tmp_path / "a" / "b" / "c" / "d" / "store", tmp_path / "home"
+    home.mkdir()
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("".join(json.dumps({"video_id": name, "uri": str(CLIP)}) + "\n" for name in IDS.values()))
+    before = everything(tmp_path)
+    ran = encode(str(manifest), str(store), model, cwd=home, HOME=str(home), TMPDIR=str(home))
+    assert ran.returncode == 0, ran.stderr
+    written = everything(tmp_path) - before
+    inside = "a/b/c/d/store"
+    kinds = {name.removeprefix(f"{inside}/").split("/")[0] for name in written if name.startswith(f"{inside}/")}
+    assert {name for name in written if not name.startswith(f"{inside}/")} == set()
+    assert kinds == {"specs", "tokens", "index"}
+    assert all(len(Path(name).stem) == 64 and set(Path(name).stem) <= set("0123456789abcdef") for name in written)
+    opened = TokenStore.open(str(store))
+    assert set(opened.ids()) == set(IDS.values())
+    assert all(opened.read(name).video_id == name for name in IDS.values())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_names_that_no_line_can_show_are_refused(name: str, tmp_path: Path) -> None:
+    """Before anything is written; the message shows them in a form that does no harm."""
+    (tmp_path / "m.jsonl").write_text(json.dumps({"video_id": REFUSED[name], "uri": str(CLIP)}))
+    with pytest.raises(ConfigError) as caught:
+        read_corpus(str(tmp_path / "m.jsonl"))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_a_uri_with_a_hostile_form_is_a_row(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """NUL, 4 KB, a line break, a device, a folder: each is a class of failure of that video."""
+    uris = [f"{CLIP}\0.txt", "/" + "x" * 4096, "/a\nb", "/dev/zero", str(tmp_path), "-", "file://", "reference://x::/y", "~a/x"]
+    lines = [{"video_id": f"v{number}", "uri": uri} for number, uri in enumerate(uris)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--store", str(tmp_path / "store"), "--model", model, "--runner", "local", "--reducer", "spatial(k=2)"]
+    assert main([str(tmp_path / "m.jsonl"), *flags]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["failed"] == len(uris)
+    assert "Traceback" not in err + caplog.text
