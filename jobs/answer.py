@@ -17,7 +17,7 @@ import pyarrow as pa
 import tyro
 
 from jobs.cluster import ClusterConfig, check_gpus, cluster, share, through, turn
-from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
+from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, check_turns, corpus_cut, joint_space
 from pipeline.answers import AnswerStore, CommitAnswers, units
@@ -193,10 +193,10 @@ def _report(
         "questions": asked.num_rows,
         "statuses": statuses,
         "missing_videos": len(set(asked.filter(asked["store_id"].is_null())["video_id"].to_pylist())),
-        "this_run": {**dict(sorted(progress.counts.items())), "seconds": round(progress.seconds, 3)},
-        "answers_per_s": round(progress.done / max(progress.seconds, 1e-9), 3),
+        "this_run": progress.report(),
+        "answers_per_s": round(progress.per_s, 3),
         "stopped": stopped,
-        "exit_code": STOPPED if stopped else FAILED if too_many else DONE,
+        "exit_code": exit_code(stopped=stopped, failed=too_many),
     }
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import tyro
 
 from jobs.cluster import ClusterConfig, check_gpus, cluster, share, source, through, turn
-from jobs.launch import DONE, FAILED, STOPPED, Report, launch, stop_on_signal, storage_options
+from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig, Measure
@@ -205,12 +205,12 @@ def _report(job: EncodeJob, store: TokenStore, corpus: pa.Table, progress: Progr
         "failed_by_class": dict(sorted(Counter(failed["error_class"].to_pylist()).items())),
         "first_failed": first,
         "left": corpus.num_rows - committed.num_rows - failed.num_rows,
-        "this_run": {**dict(sorted(progress.counts.items())), "seconds": round(progress.seconds, 3)},
-        "videos_per_s": round(progress.done / max(progress.seconds, 1e-9), 3),
+        "this_run": progress.report(),
+        "videos_per_s": round(progress.per_s, 3),
         "tokens_per_video": round((pc.sum(committed["tokens"]).as_py() or 0) / count, 2),
         "bytes_per_video": round((pc.sum(committed["payload_bytes"]).as_py() or 0) / count),
         "stopped": stopped,
-        "exit_code": STOPPED if stopped else FAILED if too_many else DONE,
+        "exit_code": exit_code(stopped=stopped, failed=too_many),
     }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from jobs.launch import DONE, FAILED, STOPPED, json_object, launch, stop_on_signal, storage_options
+from jobs.launch import exit_code, json_object, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline import metrics
 from pipeline.datasets import Record, dataset_of, optional_text, read_questions, read_records
@@ -145,7 +145,7 @@ def judge_all(asked: pa.Table, ours: Predictions, config: JudgeConfig, job: Eval
     }
     if unsettled := report["unparsed"]["count"] + report["failed"]["count"]:
         logger.warning("%d of %d questions are not judged; they are in no judge's score", unsettled, len(judgements))
-    return {"judge": report, "exit_code": STOPPED if stopped else FAILED if report["failed"]["count"] else DONE}
+    return {"judge": report, "exit_code": exit_code(stopped=stopped, failed=report["failed"]["count"] > 0)}
 
 
 def _key(variable: str | None) -> str | None:

@@ -36,9 +36,18 @@ class Progress:
         """Return the time since the start."""
         return self.clock() - self.began
 
+    @property
+    def per_s(self) -> float:
+        """Return how many ended per second so far."""
+        return self.done / max(self.seconds, 1e-9)
+
+    def report(self) -> dict[str, float]:
+        """Return how many ended in which way, and the seconds that it took, for a job's report."""
+        return {**dict(sorted(self.counts.items())), "seconds": round(self.seconds, 3)}
+
     def line(self) -> str:
         """Return done, failed, rate and the time that is left."""
-        rate = self.done / max(self.seconds, 1e-9)
+        rate = self.per_s
         left = (self.total - self.done) / rate if rate else 0.0
         parts = [f"{self.what} {self.done}/{self.total}"]
         parts += [f"{count} {name}" for name, count in sorted(self.counts.items())]
