@@ -22,7 +22,7 @@ from jobs.progress import Progress
 from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, check_turns, corpus_cut, joint_space
 from pipeline.answers import AnswerStore, CommitAnswers, units
 from pipeline.datasets import join_videos, read_aliases, read_questions, with_history
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, check_at_least_one
 from pipeline.filesystem import open_root
 from pipeline.selection import check_selection
 from pipeline.store import TokenStore
@@ -60,9 +60,7 @@ class AnswerJob:
     """JSON object for fsspec, used for store and output."""
 
     def __post_init__(self) -> None:
-        for name in ("engines", "videos_per_unit"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "engines", "videos_per_unit")
         if self.gpus_per_engine < 0:
             raise ConfigError(f"gpus_per_engine must not be negative, got {self.gpus_per_engine}")
         if self.answer.engine == "vllm" and self.gpus_per_engine not in (0, 1):

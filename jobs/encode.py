@@ -19,7 +19,7 @@ from jobs.progress import Progress
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig, Measure
 from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec, parse_reducer
-from pipeline.errors import VIDEO_CODES, ConfigError
+from pipeline.errors import VIDEO_CODES, ConfigError, check_at_least_one
 from pipeline.identity import adopt
 from pipeline.local import encode_units
 from pipeline.segments import Durations, cut
@@ -63,9 +63,7 @@ class EncodeJob:
     """JSON object for fsspec, e.g. '{"endpoint_url": "http://127.0.0.1:9000"}'; used for the corpus and the store."""
 
     def __post_init__(self) -> None:
-        for name in ("decoders", "encoders", "videos_per_unit"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "decoders", "encoders", "videos_per_unit")
         if self.segments is not None and not self.segments > 0:
             raise ConfigError(f"segments must be longer than 0 seconds, got {self.segments}")
         if self.segments is not None and self.identity == "content":

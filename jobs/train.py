@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from jobs.launch import Report, launch
 from jobs.shapes import TRAINING_SEEDS
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, check_at_least_one
 
 if TYPE_CHECKING:  # heavy: torch loads when training starts, not when a flag is parsed
     from pipeline.shapes.pool import Pool
@@ -50,9 +50,7 @@ class TrainJob:
     """auto is the first GPU, or the CPU."""
 
     def __post_init__(self) -> None:
-        for name in ("clips", "tower_steps", "frames_per_step", "language_steps", "held_out", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "clips", "tower_steps", "frames_per_step", "language_steps", "held_out", "threads")
         if self.held_out > TRAINING_SEEDS:
             raise ConfigError(f"held_out must be at most {TRAINING_SEEDS}: seeds from there on are trained on")
 

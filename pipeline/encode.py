@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.columns import columns, failure
 from pipeline.decode import DecodeConfig, decode_spec
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, check_at_least_one
 from pipeline.schema import ENCODED, SCHEMA_VERSION
 
 if TYPE_CHECKING:  # torch and transformers load when a stage is built, not when a flag is parsed
@@ -48,8 +48,7 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ConfigError(f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.compute_dtype!r}")
-        if self.batch_clips < 1:
-            raise ConfigError(f"batch_clips must be at least 1, got {self.batch_clips}")
+        check_at_least_one(self, "batch_clips")
         if self.clip_space and self.reducer.startswith("tome"):
             raise ConfigError("clip_space needs patches as the tower gives them: tome merges them inside it")
 

@@ -38,6 +38,14 @@ class ConfigError(PipelineError):
     """A setting, path or file is wrong. The operator can fix it; the job stops before it writes anything."""
 
 
+def check_at_least_one(config: object, *names: str) -> None:
+    """Raise ConfigError where a field of these names is set, and below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
 class StoreError(PipelineError):
     """Bytes in a token store are not what the index says. Nothing read from there can be trusted."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, StoreError, check_at_least_one
 
 if TYPE_CHECKING:  # torch loads when a stage is built, not when a flag is parsed
     from torch import Tensor
@@ -47,9 +47,7 @@ class SelectConfig:
         given = [name for name in ("budget", "coverage", "corpus_budget", "text_reducer") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"expected one of budget, coverage, corpus_budget and text_reducer, got {' and '.join(given)}")
-        for name in ("budget", "corpus_budget"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least_one(self, "budget", "corpus_budget")
         if self.coverage is not None and not 0 < self.coverage <= 1:
             raise ConfigError(f"coverage must be above 0 and at most 1, got {self.coverage}")
         if self.by_question != "off" and self.budget is None:
