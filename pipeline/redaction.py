@@ -10,8 +10,6 @@ NAMES = re.compile(r"key|secret|token|passw|pwd|credential|auth|sas\b|cookie|con
 SHORTEST = 4
 """Shorter values are not looked for: they would be found in every word."""
 USERINFO = re.compile(r"\b([a-z][a-z0-9+.-]*)://([^/?#\s'\"]+)@", re.IGNORECASE)
-CONTAINERS = frozenset({"abfs", "abfss", "wasb", "wasbs"})
-"""Protocols in which a container, no user, stands before the @."""
 QUERY = re.compile(
     r"(?<=[?&;])(x-(?:amz|goog)-[\w-]+|[\w.-]*(?:sig|token|secret|passw|pwd|key|credential|auth|expires|policy)[\w.-]*)=[^&;#\s'\"]*",
     re.IGNORECASE,
@@ -53,5 +51,5 @@ def _named(value: Any, name: str) -> Iterator[str]:
 
 def _userinfo(found: re.Match[str]) -> str:
     scheme, user = found.groups()
-    is_name = scheme.lower() in CONTAINERS or (":" not in user and not scheme.lower().startswith(("http", "ftp")))
+    is_name = ":" not in user and not scheme.lower().startswith(("http", "ftp"))  # of SSH, or an Azure container
     return found.group(0) if is_name else f"{scheme}://{HIDDEN}@"

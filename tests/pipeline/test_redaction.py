@@ -65,7 +65,7 @@ def test_each_parameter_that_signs_a_url_is_taken_out(name: str, before: str) ->
         ("wasbs://container@account.blob.core.windows.net/x", "wasbs://container@account.blob.core.windows.net/x"),
         ("wasb://container@account/x", "wasb://container@account/x"),
         ("abfss://container@account/x", "abfss://container@account/x"),
-        ("ABFS://container@account/x", "ABFS://container@account/x"),
+        ("abfs://container:hunter2@account/x", "abfs://***@account/x"),
     ],
 )
 def test_who_stands_before_a_host_is_taken_out_where_it_is_a_secret(text: str, said: str) -> None:
