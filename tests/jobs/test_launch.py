@@ -37,7 +37,7 @@ def run(job):
             try: raise ValueError(said)
             except ValueError: logging.getLogger("x").exception("look")
         case "config": raise ConfigError(said)
-        case "store": raise StoreError(said)
+        case "store": raise StoreError(f"the driver said\\n  {kept}\\n here")
         case "defect": raise RuntimeError(said)
         case "wrapped":
             error = RuntimeError("of an actor")
@@ -98,7 +98,7 @@ def test_libraries_say_only_what_is_wrong() -> None:
 
 @pytest.mark.parametrize(("what", "code"), [("config", 2), ("store", 4), ("wrapped", 2), ("while handling", 2), ("carried", 4)])
 def test_an_error_of_ours_is_one_line_without_the_secret(what: str, code: int) -> None:
-    """However deep somebody has wrapped it: the code tells who can mend it, nothing is shown besides."""
+    """However deep somebody has wrapped it, however many lines it had: the code tells who can mend it."""
     ran = launched(what)
     assert (ran.returncode, ran.stdout, ran.stderr) == (code, "", "framefold: the driver said *** here\n")
 

@@ -127,8 +127,30 @@ def test_answers_that_differ_are_chosen_by_a_fixed_rule() -> None:
     questions = asked(1)
     one, two = answered(questions, prediction="red"), answered(questions, prediction="blue")
     failed = answered(questions, prediction=None, status="out_of_memory")
-    for tables in ([one, two, failed], [failed, two, one]):
+    refused = answered(questions, prediction=None, status="too_long")
+    for tables in ([one, two, refused, failed], [failed, refused, two, one]):
         assert merge(questions, pa.concat_tables(tables))["prediction"].to_pylist() == ["blue"]
+
+
+def test_an_answer_stands_under_the_names_that_are_asked_for_now() -> None:
+    """The same tokens under another id, as of a copied file: what was answered before is the answer, and not its old name."""
+    before = asked(1)
+    now = pa.Table.from_pylist([{**before.to_pylist()[0], "video_id": "new", "store_id": "v_new"}], schema=QUESTIONS_ASKED)
+    found = merge(now, answered(before)).to_pylist()[0]
+    assert (found["video_id"], found["store_id"], found["prediction"]) == ("new", "v_new", "it is q0")
+
+
+def test_a_turn_has_the_answer_that_followed_the_turns_before_it(store: AnswerStore) -> None:
+    """The same second question after two first ones: two answers, each where it belongs, and none where a turn was left out."""
+    talks = {}
+    for first in ("", "h1", "h2"):
+        row = {**asked(1).to_pylist()[0], "turn": 2, "history": first}
+        talks[first] = pa.Table.from_pylist([row], schema=QUESTIONS_ASKED)
+    store.commit(answered(talks["h1"], prediction="red"))
+    store.commit(answered(talks["h2"], prediction="blue"))
+    assert store.merged(talks["h1"])["prediction"].to_pylist() == ["red"]
+    assert store.merged(talks["h2"])["prediction"].to_pylist() == ["blue"]
+    assert store.pending(talks[""]).num_rows == 1
 
 
 def test_a_missing_video_is_a_row_even_before_it_was_asked(store: AnswerStore) -> None:
@@ -187,6 +209,15 @@ def test_units_hold_whole_videos() -> None:
         units(questions, videos_per_unit=0)
 
 
+def test_a_unit_counts_entries_by_what_is_read() -> None:
+    """Two names of one entry are one, read once; each video that is missing is one of its own."""
+    rows = asked(6).to_pylist()
+    for row, store_id in zip(rows, ("x", "y", "x", None, None, None), strict=True):
+        row |= {"video_id": f"name{row['question_id']}", "store_id": store_id}
+    found = [unit["question_id"].to_pylist() for unit in units(pa.Table.from_pylist(rows, schema=QUESTIONS_ASKED), 1)]
+    assert found == [["q0", "q2"], ["q1"], ["q3"], ["q4"], ["q5"]]
+
+
 def test_units_do_not_depend_on_the_order_of_the_questions() -> None:
     """A shuffled question file gives the same units, byte for byte, so a repeated commit is found."""
     questions = asked(9)
@@ -220,9 +251,10 @@ def test_whole_files_take_the_place_of_old_ones(store: AnswerStore) -> None:
     """Who has the old file open reads on in it to its end: the new one is another file under its name."""
     store.commit(answered(asked(3)))
     store.finish(asked(3))
-    path = Path(store.root) / "answers.jsonl"
-    with path.open() as reader:
+    lines, table = (Path(store.root) / name for name in ("answers.jsonl", "answers.parquet"))
+    with lines.open() as reader, table.open("rb") as columns:
         first = reader.readline()
         store.finish(asked())
         assert len([first, *reader]) == 3
-    assert len(path.read_text().splitlines()) == 6
+        assert pq.read_table(columns).num_rows == 3
+    assert len(lines.read_text().splitlines()) == pq.read_table(table).num_rows == 6
