@@ -2,14 +2,17 @@
 
 import json
 import random
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluate import EvaluateJob, read_predictions, run
+from pipeline import metrics
 from pipeline.errors import ConfigError
 from tests.jobs.scored import QUESTIONS, written
 
@@ -90,6 +93,49 @@ def test_shuffled_files_give_the_same_report(tmp_path: Path) -> None:
     assert straight["exact"]["answered_only"] == straight["exact"]["correct"] / 7000
 
 
+SPLIT = [("motion", "run"), ("spatial", "left"), ("temporal", "eat"), ("yes/no", "yes"), ("color", "red"), ("number", "2")]
+
+
+def split(folder: Path, said: list[str]) -> EvaluateJob:
+    """A small split in ActivityNet-QA's layout, types by number, with a prediction for each question."""
+    names = ["motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other"]
+    ids = [f"v_{at}" for at in range(len(SPLIT))]
+    asked = [{"video_name": f"abcdefghij{at // 2}", "question": f"q {at}", "question_id": name} for at, name in enumerate(ids)]
+    right = [{"question_id": name, "answer": a, "type": names.index(t)} for name, (t, a) in zip(ids, SPLIT, strict=True)]
+    written(folder / "some_a.json", right)
+    predictions = [{"question_id": name, "answer": text} for name, text in zip(ids, said, strict=True)]
+    return EvaluateJob(predictions=written(folder / "p.json", predictions), questions=written(folder / "some_q.json", asked))
+
+
+def test_the_lines_of_activitynet_are_those_of_exact_matches(tmp_path: Path) -> None:
+    """A small split: what only normalising makes right is wrong there; nine types, free and all, and nothing besides."""
+    job = split(tmp_path, ["run", "Left", "sit", "yes", "blue", "two"])
+    report = run(job)
+    official = report["official"]
+    assert report["dataset"] == "activitynet-qa"
+    assert (official["motion"], official["spatial"], official["temporal"]) == (1.0, 0.0, 0.0)
+    assert (official["yes/no"], official["color"], official["number"], official["other"]) == (1.0, 0.0, 0.0, None)
+    assert (official["free"], official["all"]) == (1 / 3, 2 / 6)
+    assert len(official) == 11
+    assert (report["exact"]["correct"], report["normalised"]["correct"]) == (2, 4)
+    spatial, number = report["per_type"]["spatial"], report["per_type"]["number"]
+    assert [one["accuracy"] for one in (*spatial.values(), *number.values())] == [0.0, 1.0, 0.0, 1.0]
+    assert (report["questions"], report["videos"]) == (6, 3)
+
+
+def test_the_published_free_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
+    """By exact matches as well, over the questions of the types behind the first three to appear."""
+    job = split(tmp_path, ["run", "left", "eat", "yes", "Red", "3"])
+    assert run(replace(job, free_published=True))["official"]["free_published"] == 1 / 3
+    assert "free_published" not in run(job)["official"]
+
+
+def test_other_data_sets_have_no_lines_of_their_own(tmp_path: Path) -> None:
+    """The eleven lines are ActivityNet-QA's."""
+    job = split(tmp_path, ["run", "left", "eat", "yes", "red", "2"])
+    assert "official" not in run(replace(job, dataset="plain"))
+
+
 def test_our_own_answer_files_are_read_with_their_status(tmp_path: Path) -> None:
     """JSONL and Parquet give one report; a missing video is not answered, counts as wrong and is named."""
     rows = [
@@ -121,6 +167,40 @@ def test_a_prediction_column_is_taken_before_an_answer_column(tmp_path: Path) ->
         EvaluateJob(predictions=written(tmp_path / "p.json", rows), questions=written(tmp_path / "questions.json", QUESTIONS))
     )
     assert report["exact"]["correct"] == 0
+
+
+def test_a_text_beside_a_status_that_is_not_ok_is_no_prediction(tmp_path: Path) -> None:
+    """Whatever was left in the column; a row without a status is one that was answered."""
+    rows = [
+        {"question_id": "q1", "prediction": "yes", "status": "too_long"},
+        {"question_id": "q2", "prediction": "2", "status": None},
+    ]
+    found = read_predictions(written(tmp_path / "p.json", rows))
+    assert (found.texts, found.statuses) == ({"q1": None, "q2": "2"}, {"too_long": 1})
+
+
+def test_a_question_id_is_taken_before_an_id(tmp_path: Path) -> None:
+    """Some files number their rows besides."""
+    rows = [{"id": "7", "question_id": "q1", "answer": "yes"}]
+    assert read_predictions(written(tmp_path / "p.json", rows)).texts == {"q1": "yes"}
+
+
+def test_an_empty_prediction_is_one(tmp_path: Path) -> None:
+    """It was asked and answered with nothing: wrong, and not missing."""
+    rows = [{"question_id": "q1", "answer": ""}, {"question_id": "q3", "answer": "dog"}]
+    report = run(
+        EvaluateJob(predictions=written(tmp_path / "p.json", rows), questions=written(tmp_path / "questions.json", QUESTIONS))
+    )
+    assert (report["answered"], report["missing"]["first"], report["exact"]["answered_only"]) == (2, ["q2"], 0.5)
+
+
+def test_at_most_ten_ids_of_a_kind_are_named(tmp_path: Path) -> None:
+    """All are counted."""
+    rows = [{"video_id": "a", "question": f"q {at}", "question_id": f"{at:02}", "answer": "x"} for at in range(13)]
+    said = [{"question_id": "00", "answer": "x"}, *({"question_id": f"other {at:02}", "answer": "x"} for at in range(12))]
+    report = run(EvaluateJob(predictions=written(tmp_path / "p.json", said), questions=written(tmp_path / "q.json", rows)))
+    assert report["missing"] == {"count": 12, "first": [f"{at:02}" for at in range(1, 11)]}
+    assert report["unknown_ids"] == {"count": 12, "first": [f"other {at:02}" for at in range(10)]}
 
 
 def test_unknown_ids_are_counted_and_named(tmp_path: Path) -> None:
@@ -182,3 +262,20 @@ def test_two_runs_are_compared_question_by_question(tmp_path: Path) -> None:
     assert (exact["difference"], exact["better"], exact["worse"]) == (0.0, 1, 1)
     assert (normalised["better"], normalised["worse"]) == (2, 1)
     assert normalised["difference"] == pytest.approx(1 / 3)
+    clustered = metrics.paired_difference(np.array([1, 1, 0]) > 0, np.array([0, 0, 1]) > 0, np.array([0, 0, 1]))
+    assert clustered is not None
+    assert normalised == asdict(clustered)
+
+
+def test_a_decision_about_duplicates_holds_for_both_runs(tmp_path: Path) -> None:
+    """And without one, the second file is refused as the first is."""
+    twice = [{"question_id": "q1", "answer": "yes"}, {"question_id": "q1", "answer": "no"}]
+    job = EvaluateJob(
+        predictions=written(tmp_path / "ours.json", twice[:1]),
+        questions=written(tmp_path / "questions.json", QUESTIONS),
+        against=written(tmp_path / "theirs.json", twice),
+    )
+    with pytest.raises(ConfigError, match="question 'q1' has two different predictions"):
+        run(job)
+    assert run(replace(job, duplicates="first"))["against"]["exact"]["better"] == 0
+    assert run(replace(job, duplicates="last"))["against"]["exact"]["better"] == 1

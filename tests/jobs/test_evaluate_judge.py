@@ -110,6 +110,9 @@ def test_a_judge_needs_url_model_and_its_key(server: JudgeServer, tmp_path: Path
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY, which is not set"):
         run(EvaluateJob(**files, **judge, judge_key_env="NO_SUCH_KEY"))
+    monkeypatch.setenv("BLANK_KEY", " \n")
+    with pytest.raises(ConfigError, match="BLANK_KEY, which is not set or empty"):
+        run(EvaluateJob(**files, **judge, judge_key_env="BLANK_KEY"))
     with pytest.raises(ConfigError, match="--judge-request must be a JSON object"):
         run(EvaluateJob(**files, **judge, judge_request="[]"))
     assert server.requests == []
@@ -120,7 +123,7 @@ def test_the_key_is_never_printed(
     server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], status: int
 ) -> None:
     """Neither in the report nor in an error, even where the server repeats it, or a part of it."""
-    monkeypatch.setenv("MY_JUDGE_KEY", "secret-key-123")
+    monkeypatch.setenv("MY_JUDGE_KEY", "secret-key-123\n")  # as a shell reads it from a file
     server.always = does.body(does.completion("{'pred': 'yes', 'score': 5} secret-key-123 or secret-k****123"), status)
     files = [written(tmp_path / "p.json", SAID), "--questions", written(tmp_path / "q.json", QUESTIONS)]
     flags = ["--judge-url", server.url, "--judge-model", "m", "--judge-key-env", "MY_JUDGE_KEY"]

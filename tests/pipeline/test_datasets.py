@@ -15,6 +15,8 @@ from pipeline.datasets import (
     join_videos,
     read_aliases,
     read_questions,
+    type_name,
+    with_history,
 )
 from pipeline.errors import ConfigError
 
@@ -64,6 +66,23 @@ def test_the_answer_file_beside_a_question_file_is_found(tmp_path: Path) -> None
     assert read_questions(questions)["answer"].to_pylist() == [None, None, None]
     written(tmp_path / "val_a.json", ANSWERS)
     assert read_questions(questions)["answer"].to_pylist() == ["no", "tree", "2"]
+
+
+def test_answers_by_id_keep_the_types_of_the_questions_where_they_have_none(tmp_path: Path) -> None:
+    """`id` serves as well; a type stands in either file, and an answer's wins."""
+    questions = [{**row, "type": 5} for row in QUESTIONS]
+    answers = [{"id": row["question_id"], "answer": row["answer"]} for row in ANSWERS]
+    answers[2]["type"] = 7
+    path = written(tmp_path / "test_q.json", questions)
+    table = read_questions(path, answers=written(tmp_path / "a.json", answers))
+    assert table["answer"].to_pylist() == ["no", "tree", "2"]
+    assert table["type"].to_pylist() == ["object", "object", "number"]
+
+
+def test_an_empty_answer_is_an_answer(tmp_path: Path) -> None:
+    """Only null is none; a number is its text."""
+    rows = [{**row, "answer": answer} for row, answer in zip(QUESTIONS, ("", 0, None), strict=True)]
+    assert read_questions(written(tmp_path / "test.json", rows))["answer"].to_pylist() == ["", "0", None]
 
 
 def test_a_question_without_an_answer_stays_with_a_null(tmp_path: Path) -> None:
@@ -124,6 +143,49 @@ def test_a_zero_shot_package_is_recognised_by_its_video_names(tmp_path: Path, na
     assert dataset_of(read_questions(written(tmp_path / "test_q.json", rows))) == dataset
 
 
+@pytest.mark.parametrize("name", ["video7010x", "xvideo7010", "vid12a", "v_UmAH95xlsX", "tumblr-a", "video"])
+def test_one_name_that_does_not_fit_is_enough_to_ask(tmp_path: Path, name: str) -> None:
+    """A data set is recognised by all of its names, each from its beginning to its end."""
+    rows = [
+        {"video_name": one, "question": "what is it", "question_id": str(at)}
+        for at, one in enumerate(["video7010", "vid1451", "v_UmAH95xls", name])
+    ]
+    for start in range(3):
+        with pytest.raises(ConfigError, match="--dataset"):
+            read_questions(written(tmp_path / "test_q.json", [rows[start], rows[3]]))
+
+
+def test_a_plain_file_may_number_its_questions(tmp_path: Path) -> None:
+    """`id` beside names of videos that are text is nobody's release; a question id is taken before it."""
+    rows = [{"id": 7, "video_id": "1451", "question": "what is it"}]
+    table = read_questions(written(tmp_path / "q.json", rows))
+    assert (dataset_of(table), table["question_id"].to_pylist()) == ("plain", ["7"])
+    both = read_questions(written(tmp_path / "both.json", [{**rows[0], "question_id": "q"}]))
+    assert both["question_id"].to_pylist() == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "raw", "question", "name"),
+    [
+        ("msvd-qa", None, "Who is it", "who"),
+        ("msrvtt-qa", None, "is it red", "other"),
+        ("msvd-qa", 3, " ", "other"),
+        ("activitynet-qa", 0, "x", "motion"),
+        ("activitynet-qa", "8", "x", "other"),
+        ("activitynet-qa", 9, "x", "9"),
+        ("activitynet-qa", "-1", "x", "-1"),
+        ("activitynet-qa", "colour", "x", "colour"),
+        ("activitynet-qa", None, "x", None),
+        ("tgif-qa", "3", "x", "location"),
+        ("tgif-qa", "4", "x", "4"),
+        ("plain", 1, "x", "1"),
+    ],
+)
+def test_types_are_named_as_the_data_set_names_them(dataset: str, raw: object, question: str, name: str | None) -> None:
+    """A number that it does not have stays what it is; MSVD and MSRVTT go by the first word."""
+    assert type_name(dataset, raw, question) == name
+
+
 def test_names_that_fit_no_data_set_must_be_explained(tmp_path: Path) -> None:
     """Nothing is guessed; naming the data set is enough."""
     rows = [{"video_name": "holiday", "question": "what is it", "question_id": "1"}]
@@ -182,6 +244,22 @@ def test_plain_questions_are_read_from_every_format_with_the_same_ids(tmp_path: 
     assert dataset_of(table) == "plain"
     assert table["question"].to_pylist() == [row["question"] for row in PLAIN_ROWS]
     assert table["question_id"].to_pylist() == turned["question_id"].to_pylist()[::-1]
+
+
+@pytest.mark.parametrize("name", ["q.ndjson", "Q.JSONL", "one.json"])
+def test_other_spellings_of_a_format_are_read(tmp_path: Path, name: str) -> None:
+    """Another suffix for lines, capitals, and a file with one object that stands in no list."""
+    (tmp_path / name).write_text(json.dumps(PLAIN_ROWS[1]))
+    assert read_questions(str(tmp_path / name))["question"].to_pylist() == [PLAIN_ROWS[1]["question"]]
+
+
+def test_made_ids_tell_questions_of_equal_length_apart(tmp_path: Path) -> None:
+    """They depend on the text, so a file with one question more has the same ids for the others."""
+    rows = [{"video_id": "a", "question": text} for text in ("what is it", "who is she", "what is it")]
+    ids = read_questions(written(tmp_path / "q.json", rows))["question_id"].to_pylist()
+    alone = read_questions(written(tmp_path / "r.json", rows[1:2]))["question_id"].to_pylist()
+    assert ids == [ids[0], *alone, f"{ids[0]}:2"]
+    assert len(set(ids)) == 3
 
 
 def test_the_same_question_asked_twice_gets_two_ids(tmp_path: Path) -> None:
@@ -250,6 +328,29 @@ def test_a_video_is_looked_for_under_the_names_its_data_set_gives_it(
     mapping = tmp_path / "youtube_mapping.txt"
     mapping.write_text("klFyrnrUSck_87_100 vid1451\n-_hbPLsZvvo_5_8 vid2\n")
     assert candidate_ids(dataset, name, read_aliases(str(mapping))) == expected
+
+
+@pytest.mark.parametrize("content", [None, "one two three\n", "one\n", "klFyrnrUSck_87_100,vid1451\n"])
+def test_a_mapping_that_cannot_be_one_is_refused(tmp_path: Path, content: str | None) -> None:
+    """Missing, or with anything but two names on a line; empty lines are none."""
+    path = tmp_path / "mapping.txt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=r"mapping\.txt"):
+        read_aliases(str(path))
+    path.write_text("\na b\n\n")
+    assert read_aliases(str(path)) == {"a": "b", "b": "a"}
+
+
+def test_turns_before_a_question_are_told_apart_by_where_one_ends(tmp_path: Path) -> None:
+    """`ab` then `c` is another history than `a` then `bc`; videos have histories of their own; no turn, no history."""
+    talks = {"x": ["ab", "c", "same"], "y": ["a", "bc", "same"], "z": ["ab", "c", "same"]}
+    rows = [{"video_id": name, "question": text, "turn": at} for name, talk in talks.items() for at, text in enumerate(talk)]
+    found = with_history(read_questions(written(tmp_path / "q.json", [*rows, {"video_id": "x", "question": "alone"}])))
+    last = [row["history"] for row in found.to_pylist() if row["question"] == "same"]
+    assert last[0] == last[2] != last[1]
+    assert found["history"].to_pylist()[-1] is None
+    assert len(set(found["history"].to_pylist()[:3])) == 3
 
 
 def test_questions_are_joined_to_the_first_name_that_a_store_knows(tmp_path: Path) -> None:

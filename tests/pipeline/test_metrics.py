@@ -23,6 +23,13 @@ from pipeline.datasets import ACTIVITYNET_TYPES
         ("it’s  raining...", "it's raining"),
         ("10", "10"),
         ("anyone", "anyone"),
+        ("an apple", "apple"),
+        ("The the", "the the"),
+        ("twenty zero", "20 0"),
+        ("twenty onerous", "20 onerous"),
+        ("attwenty two", "attwenty 2"),
+        *((f"{mark}dog{mark}", "dog") for mark in ".,!?;:\"'"),
+        ("...", ""),
     ],
 )
 def test_normalising_removes_what_does_not_change_an_answer(text: str, normal: str) -> None:
@@ -35,6 +42,8 @@ def test_normalising_removes_what_does_not_change_an_answer(text: str, normal: s
     [
         ("Yes, he is wearing a hat.", "yes", True),
         ("No.", "no", True),
+        ("No, it is not", "no", True),
+        ("no", "No.", True),
         ("nothing", "no", False),
         ("yesterday", "yes", False),
         ("yes", "no", False),
@@ -44,6 +53,7 @@ def test_normalising_removes_what_does_not_change_an_answer(text: str, normal: s
         ("dog food", "dog", False),
         (None, "yes", False),
         ("", "yes", False),
+        (None, "...", False),
     ],
 )
 def test_a_normalised_match_reads_yes_and_no_from_the_first_word(prediction: str | None, answer: str, same: bool) -> None:
@@ -85,6 +95,37 @@ def test_questions_that_stand_or_fall_together_widen_the_interval() -> None:
     assert together.high - together.low == pytest.approx(alone.high - alone.low, rel=0.03)
 
 
+def test_videos_that_balance_make_nothing_narrower_than_as_many_questions() -> None:
+    """One right and one wrong answer in nearly every video: residuals cancel, and still n is not above the questions."""
+    correct = np.array([True, False] * 12 + [True])
+    found = metrics.accuracy(correct, np.array([*np.repeat(np.arange(12), 2), 11]))
+    alone = metrics.accuracy(correct, np.arange(25))
+    assert found is not None
+    assert alone is not None
+    assert found.high - found.low == pytest.approx(alone.high - alone.low, rel=0.02)
+
+
+def test_one_video_alone_counts_as_one_question() -> None:
+    """There is no variance between videos to measure, so nearly nothing is known."""
+    found = metrics.accuracy(np.array([True, False, True, True]), np.zeros(4, dtype=np.int64))
+    assert found is not None
+    z2 = 1.959963984540054**2
+    centre, half = (0.75 + z2 / 2) / (1 + z2), math.sqrt(z2 * (0.75 * 0.25 + z2 / 4)) / (1 + z2)
+    assert (found.low, found.high) == (pytest.approx(centre - half), pytest.approx(centre + half))
+    difference = metrics.paired_difference(np.array([True, True]), np.array([False, True]), np.zeros(2, dtype=np.int64))
+    assert difference is not None
+    assert (difference.difference, difference.low, difference.high) == (0.5, 0.5, 0.5)
+
+
+def test_an_interval_ends_at_zero_and_at_one() -> None:
+    """And always holds the share itself, where rounding would put it outside."""
+    for share in (False, True):
+        for questions in range(1, 40):
+            found = metrics.accuracy(np.full(questions, share), np.arange(questions))
+            assert found is not None
+            assert 0.0 <= found.low <= found.accuracy <= found.high <= 1.0
+
+
 def test_all_right_is_not_certain() -> None:
     """With every answer right the interval still reaches below 1, by the number of videos and not of questions."""
     found = metrics.accuracy(np.ones(100, dtype=bool), np.repeat(np.arange(10), 10))
@@ -110,6 +151,28 @@ def test_nothing_asked_has_no_accuracy() -> None:
     """An empty selection is None, not zero."""
     assert metrics.accuracy(np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64)) is None
     assert metrics.activitynet_accuracies(np.ones(1, dtype=bool), ["motion"])["color"] is None
+    none = np.zeros(0, dtype=bool)
+    assert metrics.paired_difference(none, none, np.zeros(0, dtype=np.int64)) is None
+    assert metrics.free_published(np.ones(1, dtype=bool), ["motion"]) is None
+    assert metrics.summary(np.zeros(2, dtype=bool), np.zeros(2, dtype=bool), np.arange(2))["answered_only"] is None
+
+
+def test_each_type_has_its_own_share_and_its_own_clusters() -> None:
+    """In alphabetical order; questions without a type are in none."""
+    types = ["number", "color", None, "number", "number", "color"]
+    correct, videos = np.array([True, False, True, False, True, True]), np.array([0, 0, 1, 1, 1, 2])
+    found = metrics.by_type(correct, types, videos)
+    assert list(found) == ["color", "number"]
+    assert (found["number"].correct, found["number"].asked, found["color"].accuracy) == (2, 3, 0.5)
+    assert found["number"] == metrics.accuracy(correct[[0, 3, 4]], videos[[0, 3, 4]])
+    assert found["number"] != metrics.accuracy(correct[[0, 3, 4]], np.arange(3))
+
+
+def test_a_summary_stands_over_all_questions_with_the_answered_ones_beside_it() -> None:
+    """A question without an answer is wrong in the first number and absent from the second."""
+    correct, answered = np.array([True, False, False, False]), np.array([True, True, False, False])
+    found = metrics.summary(correct, answered, np.arange(4))
+    assert (found["accuracy"], found["correct"], found["asked"], found["answered_only"]) == (0.25, 1, 4, 0.5)
 
 
 def test_free_is_the_share_over_types_three_to_eight() -> None:
@@ -129,6 +192,8 @@ def test_the_published_free_depends_on_the_order_of_the_questions() -> None:
     assert metrics.free_published(correct, [*ACTIVITYNET_TYPES[::-1]]) == 1.0
     doubled = ["other", "other", "yes/no", "color", "motion"]
     assert metrics.free_published(np.ones(5, dtype=bool), doubled) == 4 / 1
+    spatial = ["motion", "other", "color", "spatial", "number"]
+    assert metrics.free_published(np.ones(5, dtype=bool), spatial) == 3 / 2
 
 
 def test_a_run_against_itself_differs_by_nothing() -> None:
@@ -137,6 +202,39 @@ def test_a_run_against_itself_differs_by_nothing() -> None:
     found = metrics.paired_difference(correct, correct, np.array([0, 0, 1, 1]))
     assert found is not None
     assert (found.difference, found.low, found.high, found.better, found.worse) == (0.0, 0.0, 0.0, 0, 0)
+
+
+def test_the_paired_interval_equals_its_formula_written_as_loops() -> None:
+    """Ours minus theirs, the variance of the mean clustered by video, 1.96 standard errors to either side."""
+    draw = random.Random(4)
+    videos = [draw.randrange(12) for _ in range(90)]
+    ours, theirs = ([draw.random() < 0.2 + share * video / 12 for video in videos] for share in (0.7, 0.3))
+    delta = [int(a) - int(b) for a, b in zip(ours, theirs, strict=True)]
+    mean = sum(delta) / 90
+    sums = [sum(d - mean for d, w in zip(delta, videos, strict=True) if w == v) for v in set(videos)]
+    half = 1.959963984540054 * math.sqrt(len(sums) / (len(sums) - 1) * sum(s * s for s in sums)) / 90
+    found = metrics.paired_difference(np.array(ours), np.array(theirs), np.array(videos))
+    assert found is not None
+    assert (found.better, found.worse) == (delta.count(1), delta.count(-1))
+    assert (found.difference, found.low, found.high) == tuple(map(pytest.approx, (mean, mean - half, mean + half)))
+    assert found.better > found.worse > 0
+
+
+def test_a_paired_interval_ends_where_differences_do() -> None:
+    """At -1 and at 1."""
+    best, worst = np.array([True, True, True, False]), np.zeros(4, dtype=bool)
+    ours, theirs = metrics.paired_difference(best, worst, np.arange(4)), metrics.paired_difference(worst, best, np.arange(4))
+    assert ours is not None
+    assert theirs is not None
+    assert (ours.high, theirs.low) == (1.0, -1.0)
+    assert 0 < ours.low == -theirs.high
+
+
+def test_videos_are_told_apart_by_their_names() -> None:
+    """Equal names one number, whatever they look like."""
+    codes = metrics.video_codes(["b", "a", "b", "1", "01"]).tolist()
+    assert codes[0] == codes[2]
+    assert len(set(codes)) == 4
 
 
 def test_pairing_is_narrower_than_two_separate_intervals() -> None:
