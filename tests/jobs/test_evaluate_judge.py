@@ -13,6 +13,8 @@ import pytest
 
 from jobs.evaluate import EvaluateJob, main, run
 from pipeline.errors import ConfigError
+from pipeline.judge import JudgeConfig
+from pipeline.judge_client import EndpointConfig
 from tests import judge_server as does
 from tests.jobs.scored import QUESTIONS, written
 from tests.judge_server import JudgeServer
@@ -99,6 +101,36 @@ def test_what_is_not_judged_is_counted_and_in_no_score(server: JudgeServer, tmp_
     assert found["if_unjudged_wrong"]["accuracy"]["accuracy"] == 1 / 3
     again = run(job)
     assert (again["exit_code"], again["judge"]["this_run"]["requests"], again["judge"]["failed"]["count"]) == (0, 1, 0)
+
+
+def test_an_endpoint_that_is_given_up_is_a_failure_and_no_stop(server: JudgeServer, tmp_path: Path) -> None:
+    """Nobody asked the run to stop: exit 1, and the report says why the rest was not asked."""
+    server.always = does.body(b"", 500)
+    rows = [
+        {"question_id": f"q{i:02}", "video_id": "a", "question": f"{i}?", "answer": "yes", "prediction": f"said {i}"}
+        for i in range(40)
+    ]
+    path = written(tmp_path / "q.json", rows)
+    job = EvaluateJob(
+        predictions=path, questions=path, judge_url=server.url, judge_model="m", judge_concurrency=1, judge_tries=1
+    )
+    report = run(job)
+    assert report["exit_code"] == 1
+    assert {name: report["judge"]["this_run"][name] for name in ("gave_up", "stopped")} == {"gave_up": True, "stopped": False}
+    assert report["judge"]["failed"] == {"count": 40, "first": [f"q{i:02}" for i in range(10)]}
+    assert report["judge"]["faults"].keys() == {"HTTP 500", "not asked"}
+    assert report["judge"]["accuracy"] is None
+
+
+def test_every_flag_of_the_judge_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries, patience, requests at once and more fields of the request."""
+    monkeypatch.setenv("KEY", "k")
+    flags = {"judge_key_env": "KEY", "judge_tries": 2, "judge_timeout_s": 3.5, "judge_concurrency": 4}
+    job = EvaluateJob(
+        predictions="p", questions="q", judge_url="http://h/v1", judge_model="m", judge_request='{"temperature": null}', **flags
+    )
+    endpoint = EndpointConfig(url="http://h/v1", key="k", tries=2, timeout_s=3.5)
+    assert job.judge() == JudgeConfig(model="m", endpoint=endpoint, concurrency=4, request={"temperature": None})
 
 
 def test_a_judge_needs_url_model_and_its_key(server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.answer import ENGINES, AnswerConfig, answer_spec, tokenizer_digest
+from pipeline.answer import ENGINES, AnswerConfig, answer_spec, check_turns, tokenizer_digest
 from pipeline.checkpoint import Checkpoint
+from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
 from pipeline.prompts import PromptTemplate
 from pipeline.selection import SelectConfig
@@ -72,6 +73,26 @@ def test_auto_is_written_as_what_it_comes_to(model: Path) -> None:
 def test_the_engine_is_in_it_with_its_version(model: Path, engine: str) -> None:
     """An engine that computes otherwise counts up."""
     assert spec_of(model, engine=engine)["engine"] == {"name": engine, "version": ENGINES[engine]}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_new_tokens": 0}, {"max_batch_tokens": -1}, {"dtype": "int8"}, {"engine": "magic"}], ids=str
+)
+def test_a_setting_that_cannot_be_is_refused_by_its_value(wrong: dict[str, Any]) -> None:
+    """Before a model is looked for."""
+    with pytest.raises(ConfigError, match=str(*wrong.values())):
+        AnswerConfig(model="m", **wrong)
+    assert AnswerConfig(model="m", max_new_tokens=1, max_batch_tokens=0).max_new_tokens == 1
+
+
+def test_turns_are_for_engines_that_hold_conversations() -> None:
+    """And for tokens that stay the same all along."""
+    check_turns(AnswerConfig(model="m", select=SelectConfig(budget=8)))
+    with pytest.raises(ConfigError, match="vllm holds no conversations"):
+        check_turns(AnswerConfig(model="m", engine="vllm"))
+    for select in (SelectConfig(budget=8, by_question="unlike"), SelectConfig(text_reducer="trim")):
+        with pytest.raises(ConfigError, match="the same tokens all along"):
+            check_turns(AnswerConfig(model="m", select=select))
 
 
 def outer(**changes: Any) -> Callable[[Path], None]:
@@ -161,6 +182,11 @@ def test_what_reads_the_question_brings_its_text_tower_along(tmp_path: Path) -> 
     name = next(name for name in sorted(tensors) if name != "visual_projection.weight")
     tensors[name].view(-1)[0] += 1
     save_file(tensors, weights, {"format": "pt"})
+    assert spec_of(SHAPES, select=moved) != spec_of(SHAPES, select=like)
+    shutil.copytree(SHAPES / "text_tower", tmp_path / "tower", dirs_exist_ok=True)
+    assert spec_of(SHAPES, select=moved) == spec_of(SHAPES, select=like)
+    config = json.loads((tmp_path / "tower" / "config.json").read_text())
+    (tmp_path / "tower" / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.1}))
     assert spec_of(SHAPES, select=moved) != spec_of(SHAPES, select=like)
 
 
