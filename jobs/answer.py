@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import tyro
 
-from jobs.cluster import ClusterConfig, check_gpus, cluster, share, through, turn
+from jobs.cluster import ClusterConfig, check_gpus, cluster, placed, share, through, turn
 from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, check_turns, corpus_cut, joint_space
@@ -133,11 +133,7 @@ def _placed(job: AnswerJob) -> AnswerConfig:
         from pipeline.engine_vllm import require_vllm
 
         require_vllm()
-    if job.gpus_per_engine > 0 and job.cluster.runner == "ray":
-        return job.answer.on("cuda")
-    if job.cluster.runner == "ray" and job.answer.device == "auto":
-        return job.answer.on("cpu")
-    return job.answer.here()
+    return placed(job.answer, job.cluster, job.gpus_per_engine, "--gpus-per-engine")
 
 
 def _locally(

@@ -12,6 +12,7 @@ from jobs.launch import DONE, FAILED, Report, launch, storage_options
 from pipeline.calibrate import Measured, draw, measure, quantiles
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig
+from pipeline.device import here
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError
 
@@ -107,7 +108,7 @@ def _tower(job: CalibrateJob) -> "Tower":
     from pipeline.vision import Tower
 
     names = ("model", "revision", "compute_dtype", "device", "batch_clips")
-    config = EncodeConfig(**{name: getattr(job, name) for name in names}).here()
+    config = here(EncodeConfig(**{name: getattr(job, name) for name in names}))
     return Tower(Checkpoint.open(job.model, job.revision), device=config.device, dtype=config.compute_dtype)
 
 

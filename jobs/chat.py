@@ -9,6 +9,7 @@ import tyro
 
 from jobs.launch import Report, launch, storage_options
 from pipeline.answer import AnswerConfig, check_tower, joint_space, load_engine
+from pipeline.device import here
 from pipeline.errors import ConfigError
 from pipeline.store import TokenStore
 
@@ -47,13 +48,14 @@ def run(job: ChatJob) -> Report:
     from pipeline.selection import Selection
 
     store = TokenStore.open(job.store, job.fingerprint, job.options)
+    config = here(job.answer)
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)
     if job.answer.select.reads_question or job.answer.select.corpus_budget is not None:
         raise ConfigError("a conversation sees the same tokens all along: pass --budget or --coverage, or neither")
     entry = store.read(_video(job, store))
     shown = Selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint)).show(entry)
-    engine = load_engine(job.answer.here())
+    engine = load_engine(config)
     if not isinstance(engine, TransformersEngine):
         raise ConfigError("a conversation needs the transformers engine")
     video = VideoQuestions(features=shown.features, questions=(), positions=shown.positions, span=shown.span)

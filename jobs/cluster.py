@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.device import C, here
 from pipeline.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,18 @@ class ClusterConfig:
     def joined(self) -> str:
         """Return the address of the cluster to join; `local` is a private one."""
         return self.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def placed(config: C, where: ClusterConfig, gpus: float, flag: str) -> C:
+    """Return a config with device and dtype decided, for where its workers will run, `gpus` of them for each by `flag`.
+
+    Raises ConfigError where device and GPUs contradict each other, or this machine is to have a GPU that it has not.
+    """
+    if where.runner == "local":
+        return here(config)
+    if config.device != "auto" and (config.device == "cpu") == (gpus > 0):
+        raise ConfigError(f"--device {config.device} and {flag} {gpus:g} contradict each other: on Ray, {flag} decides")
+    return config.on("cuda" if gpus > 0 else "cpu")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from jobs.cluster import ClusterConfig, check_gpus, cluster, share, source, through, turn
+from jobs.cluster import ClusterConfig, check_gpus, cluster, placed, share, source, through, turn
 from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.corpus import read_corpus
@@ -92,7 +92,7 @@ def encoded(job: EncodeJob) -> tuple[pa.Table, Report]:
     checkpoint = Checkpoint.open(job.encode.model, job.encode.revision)
     check_reducer(job.encode.reducer, job.decode.frames, checkpoint)
     listed = read_corpus(job.corpus, job.options)
-    config = _placed(job)
+    config = placed(job.encode, job.cluster, job.gpus_per_encoder, "--gpus-per-encoder")
     spec = encode_spec(config, job.decode, checkpoint)
     store = TokenStore.create(job.store, spec, job.options)
     corpus = in_segments(job, listed, checkpoint.preprocessing().side_px)
@@ -133,15 +133,6 @@ def _measured(job: EncodeJob, videos: pa.Table, side_px: int) -> Iterator[pa.Tab
         each = share(cpus, job.decoders)
         lengths = through(source(videos, STEP), Measure, arguments, workers=job.decoders, cpus=each, batch=STEP)
         yield from lengths.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
-
-
-def _placed(job: EncodeJob) -> EncodeConfig:
-    """Return the encode config with device and dtype decided, for where the encoders will run."""
-    if job.gpus_per_encoder > 0 and job.cluster.runner == "ray":
-        return job.encode.on("cuda")
-    if job.cluster.runner == "ray" and job.encode.device == "auto":
-        return job.encode.on("cpu")
-    return job.encode.here()
 
 
 def _locally(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from jobs.launch import Report, launch
 from jobs.shapes import TRAINING_SEEDS
+from pipeline.device import check_device, check_present, device_here
 from pipeline.errors import ConfigError, check_at_least_one
 
 if TYPE_CHECKING:  # heavy: torch loads when training starts, not when a flag is parsed
@@ -53,6 +54,7 @@ class TrainJob:
         check_at_least_one(self, "clips", "tower_steps", "frames_per_step", "language_steps", "held_out", "threads")
         if self.held_out > TRAINING_SEEDS:
             raise ConfigError(f"held_out must be at most {TRAINING_SEEDS}: seeds from there on are trained on")
+        check_device(self.device)
 
 
 def run(job: TrainJob) -> Report:
@@ -60,12 +62,12 @@ def run(job: TrainJob) -> Report:
     import torch
 
     from pipeline.shapes.pool import make_pool
-    from pipeline.vision import resolve_device
 
     began = time.monotonic()
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed)
-    device = resolve_device(job.device)
+    device = device_here(job.device)
+    check_present(device)
     pool = make_pool(range(TRAINING_SEEDS, TRAINING_SEEDS + job.clips), job.threads)
     logger.info("%d clips rendered", job.clips)
     accuracy = _train(job, pool, device)

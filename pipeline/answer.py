@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from pipeline.answers import ANSWERS
+from pipeline.device import check_device, check_dtype, device_here, dtype_on
 from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate
 from pipeline.replies import VideoQuestions
@@ -25,8 +26,6 @@ ENGINES = {"transformers": 1, "vllm": 1}
 """Names and versions in the answer fingerprint; a test holds them equal to the engines' own."""
 
 STEPS = ("auto", "eager", "static", "compile")
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class AnswerConfig:
     dtype: str = "auto"
     """Compute type: float32, bfloat16, float16; auto is bfloat16 on a GPU and float32 without one."""
     device: str = "auto"
-    """auto is the first GPU, or the CPU where there is none."""
+    """auto is the first GPU or else the CPU; on Ray, a GPU if --gpus-per-engine asks for one and else the CPU."""
     max_batch_tokens: int = 0
     """Positions in the key-value cache of one batch; 0 takes what fits. It changes no answer in float32."""
     steps: Literal["auto", "eager", "static", "compile"] = "auto"
@@ -57,8 +56,8 @@ class AnswerConfig:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"unknown engine {self.engine!r}, expected one of {', '.join(ENGINES)}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        check_dtype("dtype", self.dtype)
+        check_device(self.device)
         if self.steps not in STEPS:
             raise ConfigError(f"unknown steps {self.steps!r}, expected one of {', '.join(STEPS)}")
         if self.engine == "vllm" and self.steps != "auto":
@@ -69,18 +68,11 @@ class AnswerConfig:
 
     def on(self, device: str) -> "AnswerConfig":
         """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
-        dtype = self.dtype
-        if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") else "float32"
-        return replace(self, device=device, dtype=dtype)
+        return replace(self, device=device, dtype=dtype_on(device, self.dtype, gpu="bfloat16"))
 
     def here(self) -> "AnswerConfig":
         """Return the config for this machine, device and dtype decided."""
-        if self.device != "auto":
-            return self.on(self.device)
-        import torch
-
-        return self.on("cuda" if torch.cuda.is_available() else "cpu")
+        return self.on(device_here(self.device))
 
 
 def answer_spec(

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.columns import columns, failure
 from pipeline.decode import DecodeConfig, decode_spec
+from pipeline.device import check_device, check_dtype, device_here, dtype_on
 from pipeline.errors import ConfigError, PipelineError, check_at_least_one
 from pipeline.schema import ENCODED, SCHEMA_VERSION
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:  # torch and transformers load when a stage is built, not when
 
     from pipeline.checkpoint import Checkpoint
     from reducers.base import Reducer, VisualTokens
-
-COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,31 +40,24 @@ class EncodeConfig:
     compute_dtype: str = "auto"
     """float32, bfloat16 or float16; auto is float16 on a GPU and float32 without one. Part of the fingerprint."""
     device: str = "auto"
-    """auto is the first GPU, or the CPU where there is none."""
+    """auto is the first GPU or else the CPU; on Ray, a GPU if --gpus-per-encoder asks for one and else the CPU."""
     batch_clips: int = 8
     """Clips that go through the tower together."""
 
     def __post_init__(self) -> None:
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise ConfigError(f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.compute_dtype!r}")
+        check_dtype("compute_dtype", self.compute_dtype)
+        check_device(self.device)
         check_at_least_one(self, "batch_clips")
         if self.clip_space and self.reducer.startswith("tome"):
             raise ConfigError("clip_space needs patches as the tower gives them: tome merges them inside it")
 
     def on(self, device: str) -> "EncodeConfig":
         """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
-        dtype = self.compute_dtype
-        if dtype == "auto":
-            dtype = "float16" if device.startswith("cuda") else "float32"
-        return replace(self, device=device, compute_dtype=dtype)
+        return replace(self, device=device, compute_dtype=dtype_on(device, self.compute_dtype, gpu="float16"))
 
     def here(self) -> "EncodeConfig":
         """Return the config for this machine, device and dtype decided."""
-        if self.device != "auto":
-            return self.on(self.device)
-        import torch
-
-        return self.on("cuda" if torch.cuda.is_available() else "cpu")
+        return self.on(device_here(self.device))
 
 
 def parse_reducer(spec: str) -> "Reducer":

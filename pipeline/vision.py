@@ -102,13 +102,6 @@ def _capture(need: Capture, q_FTD: Tensor, k_FTD: Tensor, heads: int) -> Tensor:
     return mean_over_heads(k_FTD[:, 1:], heads) if need.heads == "mean" else k_FTD[:, 1:].float()
 
 
-def resolve_device(device: str) -> str:
-    """Return the device that `auto` means here."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
 class Tower:
     """The video tower of a Video-LLaVA checkpoint, without the language model, on one device."""
 

@@ -16,6 +16,7 @@ from jobs.bench.geometry import LANGUAGE, PRESETS, write_checkpoint
 from jobs.bench.machine import describe, say
 from jobs.bench.roofline import MACHINES, Prefill, prefill
 from jobs.launch import Report, launch
+from pipeline.device import device_here
 
 QUESTION_TOKENS = 40
 """Of the prompt besides the visual tokens."""
@@ -60,7 +61,7 @@ def _line(tokens: int, cost: Prefill) -> str:
 
 def measured(job: EfficiencyBench) -> None:
     """Read prompts with the language model of the preset."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_here("auto")
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(job.preset, Path(folder), torch.bfloat16)
         model: Any = VideoLlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).to(device)

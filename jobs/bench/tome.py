@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from jobs.bench.geometry import VISION
 from jobs.bench.machine import describe, say
 from jobs.launch import Report, launch
+from pipeline.device import device_here
 from pipeline.merging import merge_blocks
 from pipeline.vision import DTYPES, blocks_to_run, capture_tower
 from reducers.tome import ToMe, ToMeConfig
@@ -89,7 +90,7 @@ def tome_savings(model: CLIPVisionModel, pixels: Tensor, keeps: Sequence[int], r
 def run(job: TomeBench) -> Report:
     """Print the table."""
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_here("auto")
     geometry = VISION[job.geometry]
     model = CLIPVisionModel(CLIPVisionConfig(**geometry)).to(device, DTYPES[job.dtype]).eval()
     pixels = torch.randn(8 * job.clips, 3, geometry["image_size"], geometry["image_size"], device=device).to(model.dtype)
