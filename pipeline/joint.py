@@ -7,6 +7,7 @@ Shapes: N patches, D width of the tower, P width of the joint space, Q questions
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModel
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionModel
 
 from pipeline.checkpoint import Checkpoint, tensors_digest
 from pipeline.errors import ConfigError
@@ -27,8 +28,8 @@ class JointSpace:
     """The text side of a CLIP pair. Build it with `open`; the text tower loads when the first question is embedded.
 
     A directory holds `config.json` and weights of a CLIPTextModelWithProjection or a whole CLIPModel, the weight of the visual
-    projection (named `visual_projection.weight`, or `weight` in `visual_projection.safetensors`), and a tokeniser, or else
-    the checkpoint's is taken.
+    projection (named `visual_projection.weight`, or `weight` in `visual_projection.safetensors`), and a tokeniser. Only
+    `text_tower` inside a checkpoint may do without one: it then shares the checkpoint's, if that has as many ids.
     """
 
     def __init__(self, folder: Path, projection_PD: Tensor, tokenizer: Path) -> None:
@@ -51,8 +52,7 @@ class JointSpace:
         if weight_PD.ndim != 2 or weight_PD.shape[1] != width:
             raise ConfigError(f"{where}: expected a visual projection (P, {width}), got {tuple(weight_PD.shape)}")
         _check_same_tower(where, checkpoint)
-        own = any((where / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-        return cls(where, weight_PD, where if own else checkpoint.path)
+        return cls(where, weight_PD, _tokenizer(where, None if folder is not None else checkpoint))
 
     def visual_digest(self) -> str:
         """Return the SHA-256 of the visual projection: what stored vectors depend on besides the tower."""
@@ -98,6 +98,32 @@ class JointSpace:
         model = CLIPTextModelWithProjection.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(self._tokenizer, local_files_only=True)
         return model.float().eval(), tokenizer
+
+
+def _tokenizer(folder: Path, checkpoint: Checkpoint | None) -> Path:
+    """Return the directory of the tokeniser: the text tower's own, or that of the checkpoint around it, if they fit.
+
+    A language model's ids mean other words to a CLIP tower, and nothing would fail: questions would choose at random.
+    """
+    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return folder
+    if checkpoint is None:
+        raise ConfigError(f"{folder}: expected the tokeniser of the text tower, tokenizer.json or vocab.json, found neither")
+    ids, shared = _vocabulary(folder), int(checkpoint.config.get("text_config", {}).get("vocab_size", 0))
+    if ids != shared:
+        raise ConfigError(
+            f"{folder}: expected a tokeniser beside the text tower, which knows {ids} ids: the checkpoint's is for {shared}"
+        )
+    return checkpoint.path
+
+
+def _vocabulary(folder: Path) -> int:
+    """Return how many ids the text tower of a directory knows. Raises ConfigError if its config.json is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return int(config.get("text_config", config).get("vocab_size", CLIPTextConfig().vocab_size))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder}: expected the config.json of a CLIP text tower: {error}") from error
 
 
 def _stored(folder: Path) -> Mapping[str, Path]:

@@ -55,7 +55,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def joint_space(folder: Path, seed: int = 0) -> None:
     """A visual projection beside the checkpoint, as much of a text tower as encoding needs."""
     (folder / "text_tower").mkdir(exist_ok=True)
-    (folder / "text_tower" / "config.json").write_text("{}")
+    vocabulary = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
+    (folder / "text_tower" / "config.json").write_text(json.dumps({"vocab_size": vocabulary}))
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(seed))
     save_file({"weight": weight}, folder / "text_tower" / "visual_projection.safetensors")
 

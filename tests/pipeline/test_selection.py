@@ -1,6 +1,7 @@
 """Stored once, shown as asked: budgets, coverage and questions are served from the store alone."""
 
 import gc
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -263,6 +264,29 @@ def test_vectors_of_another_projection_are_refused(nest: TokenStore, space: Join
     shutil.rmtree(tmp_path / "model" / "text_tower")
     with pytest.raises(ConfigError, match="--text-tower"):
         JointSpace.open(Checkpoint.open(str(tmp_path / "model")))
+
+
+def test_a_text_tower_is_never_given_the_ids_of_a_language_model(tmp_path: Path) -> None:
+    """Its own tokeniser, or inside a checkpoint one with as many ids: another numbers other words, and nothing fails."""
+    shutil.copytree(SHAPES, tmp_path / "model")
+    inside, alone = tmp_path / "model" / "text_tower", tmp_path / "clip"
+    shutil.copytree(inside, alone)
+    checkpoint = Checkpoint.open(str(tmp_path / "model"))
+    assert JointSpace.open(checkpoint).embed(["red ring"]).shape == (1, 64)
+    with pytest.raises(ConfigError, match=r"clip: expected the tokeniser of the text tower, tokenizer\.json or vocab\.json"):
+        JointSpace.open(checkpoint, str(alone))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(SHAPES) / name, alone)
+    found = [JointSpace.open(checkpoint, given).embed(["red ring"]) for given in (None, str(alone))]
+    assert torch.equal(*found)
+    config = json.loads((inside / "config.json").read_text())
+    for ids in ({"vocab_size": 49408}, {}):  # CLIP's own number, named or by default
+        (inside / "config.json").write_text(json.dumps({name: config[name] for name in config if name != "vocab_size"} | ids))
+        with pytest.raises(ConfigError, match="which knows 49408 ids: the checkpoint's is for 75"):
+            JointSpace.open(checkpoint)
+    (inside / "config.json").write_text("[")
+    with pytest.raises(ConfigError, match=r"expected the config\.json of a CLIP text tower"):
+        JointSpace.open(checkpoint)
 
 
 def test_every_file_of_the_tokeniser_is_in_the_digest(tmp_path: Path) -> None:
