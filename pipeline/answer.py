@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.answers import ANSWERS
 from pipeline.device import check_device, check_dtype, device_here, dtype_on
 from pipeline.errors import ConfigError
-from pipeline.prompts import PromptTemplate
+from pipeline.prompts import PromptTemplate, prompt_spec
 from pipeline.replies import VideoQuestions
 from pipeline.selection import SelectConfig, Selection, selection_spec
 
@@ -88,7 +88,7 @@ def answer_spec(
         "llm_digest": checkpoint.llm_digest(),
         "llm_config": llm_config(checkpoint.config),
         "tokenizer_digest": tokenizer_digest(Path(checkpoint.path)),
-        "prompt": asdict(config.prompt),
+        "prompt": prompt_spec(config.prompt),
         "generation": {"decoding": "greedy", "max_new_tokens": config.max_new_tokens},
         "compute_dtype": config.here().dtype,
         "engine": {"name": config.engine, "version": ENGINES[config.engine]},

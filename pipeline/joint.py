@@ -22,6 +22,8 @@ from pipeline.checkpoint import Checkpoint, tensors_digest
 from pipeline.errors import ConfigError
 
 PROJECTION = "visual_projection.weight"
+EMBEDDING = 1
+"""Version of how a question becomes a vector. Part of the answer fingerprint: a change that moves one raises it."""
 
 
 class JointSpace:

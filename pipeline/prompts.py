@@ -5,7 +5,7 @@ characters of a separate piece differently, and no id may depend on where we cho
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 from pipeline.errors import ConfigError
@@ -63,6 +63,12 @@ def turn_text(template: PromptTemplate, question: str) -> str:
     """Return what is written for a later turn, behind the end of the answer before."""
     instruction = f"\n{template.instruction}" if template.instruction else ""
     return f"USER: {' '.join(question.split())}{instruction} ASSISTANT:"
+
+
+def prompt_spec(template: PromptTemplate) -> dict[str, str]:
+    """Return what a template adds to the answer fingerprint: its settings, and the texts that this version makes of them."""
+    asked = "{question}"
+    return {**asdict(template), "text": template.text(asked), "later_turn": turn_text(template, asked)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # torch loads when a stage is built, not when a flag is parse
 
 ORDERED_SINCE = 2
 """Version of `nest` from which on its order is stored."""
+TRIMMED = 1
+"""Version of how a method that reads the question sees an entry, beside the method's own: see `trimmed`."""
+POSITIONS = 1
+"""Version of `original_positions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,23 @@ def selection_spec(config: SelectConfig, space: "JointSpace | None", cut: float 
         spec["text_sha256"] = space.text_digest()
     if cut is not None:
         spec["cut"] = cut
-    return {"selection": spec} if spec else {}
+    return {"selection": {**spec, "versions": _versions(config)}} if spec else {}
+
+
+def _versions(config: SelectConfig) -> dict[str, int]:
+    """Return the version of each piece of code that chooses what is shown, as far as these settings use it."""
+    from pipeline.joint import EMBEDDING
+    from reducers.nest_cut import ASK, CUT
+
+    asks = config.by_question != "off"
+    used = {
+        "cut": CUT if config.cuts and not asks else None,
+        "ask": ASK if asks else None,
+        "trimmed": TRIMMED if config.text_reducer is not None else None,
+        "embedding": EMBEDDING if config.reads_question else None,
+        "positions": POSITIONS if config.positions == "original" else None,
+    }
+    return {name: version for name, version in used.items() if version is not None}
 
 
 def parse_text_reducer(spec: str) -> "Reducer":

@@ -15,6 +15,12 @@ from reducers.nest import ask, budget_for, fold, tail_of, tokens_of
 from reducers.nest_order import NestConfig, Superset
 from reducers.ranking import normalised
 
+CUT = 1
+"""Version of `StoredNest.cut` and of the budgets that a coverage or a gain comes to. Like a reducer's, it is part of a
+fingerprint: a change that moves a token raises it."""
+ASK = 1
+"""Version of `StoredNest.ask`, likewise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredNest:
