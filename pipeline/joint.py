@@ -65,7 +65,7 @@ class JointSpace:
         digest = hashlib.sha256()
         files = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.json")]
         files += [path for name in ("tokenizer*", "vocab.json", "merges.txt") for path in self._tokenizer.glob(name)]
-        for path in sorted({path for path in files if path.is_file()}):
+        for path in sorted({path for path in files if path.is_file()}, key=lambda path: path.name):
             digest.update(f"{path.name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         return digest.hexdigest()
 

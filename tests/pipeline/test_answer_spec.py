@@ -170,6 +170,8 @@ def test_the_content_of_a_tokeniser_counts_and_not_only_its_name(tmp_path: Path)
 def test_what_reads_the_question_brings_its_text_tower_along(tmp_path: Path) -> None:
     """By content, wherever it lies; method, sign and parameters count as well."""
     shutil.copytree(SHAPES / "text_tower", tmp_path / "tower")
+    for path in SHAPES.glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "tower")
     like = SelectConfig(budget=8, by_question="like")
     unlike = SelectConfig(budget=8, by_question="unlike")
     trims = [SelectConfig(text_reducer=spec) for spec in ("trim(ratio=0.25)", "trim(ratio=0.5)")]
