@@ -1,0 +1,44 @@
+"""The stores that all tests of selection read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.joint import JointSpace
+from pipeline.store import TokenStore
+from tests.selection.stored import SHAPES, encoded
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from jobs.shapes import ShapesJob, run
+
+    folder = tmp_path_factory.mktemp("selection") / "corpus"
+    run(ShapesJob(out=str(folder), videos=3))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def nest(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return encoded(videos, tmp_path_factory.mktemp("nest"), "nest", clip_space=True)
+
+
+@pytest.fixture(scope="package")
+def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return encoded(videos, tmp_path_factory.mktemp("whole"), "none", clip_space=True)
+
+
+@pytest.fixture(scope="package")
+def space() -> JointSpace:
+    return JointSpace.open(Checkpoint.open(SHAPES))
