@@ -23,9 +23,9 @@ from pipeline.prompts import PromptTemplate
 from pipeline.selection import SelectConfig
 from reducers import nest_cut
 from reducers.trim import Trim
-from tests.test_staleness import leaves, patched, with_config
+from tests.staleness.test_spec import leaves, patched, with_config
 
-SHAPES = Path(__file__).parents[1] / "pipeline" / "shapes" / "checkpoint"
+SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
 STORE = "5" * 64
 """Fingerprint of the entries that are asked about."""
 
