@@ -24,6 +24,7 @@ from pipeline.decode import DecodeConfig
 from pipeline.encode import EncodeConfig, parse_reducer
 from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate
+from pipeline.segments import check_seconds
 from pipeline.selection import SelectConfig, check_selection
 from pipeline.store import TokenStore
 
@@ -75,6 +76,8 @@ class CaptionJob:
     """JSON object for fsspec, used for the corpus, the store and the captions."""
 
     def __post_init__(self) -> None:
+        if self.segments is not None:
+            check_seconds(self.segments)
         if self.out.rstrip("/") == self.store.rstrip("/"):
             raise ConfigError(f"{self.out} is the token store: expected another folder for the captions, one inside it will do")
         if not self.prompt.strip():

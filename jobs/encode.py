@@ -22,7 +22,7 @@ from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec, pa
 from pipeline.errors import VIDEO_CODES, ConfigError, check_at_least_one
 from pipeline.identity import adopt
 from pipeline.local import encode_units
-from pipeline.segments import Durations, cut
+from pipeline.segments import Durations, check_seconds, cut
 from pipeline.store import Commit, TokenStore
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ class EncodeJob:
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "decoders", "encoders", "videos_per_unit")
-        if self.segments is not None and not self.segments > 0:
-            raise ConfigError(f"segments must be longer than 0 seconds, got {self.segments}")
+        if self.segments is not None:
+            check_seconds(self.segments)
         if self.segments is not None and self.identity == "content":
             raise ConfigError("all segments of a video have its content: encode with --identity name")
         if self.gpus_per_encoder < 0 or self.max_failed < 0:

@@ -8,6 +8,7 @@ Source of the notation: W3C Media Fragments URI 1.0, temporal dimension.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -22,6 +23,9 @@ from pipeline.schema import CORPUS
 FRAGMENT = re.compile(r"(?P<name>.+)#t=(?P<start>\d+\.\d{3}),(?P<end>\d+\.\d{3})", re.DOTALL)
 SHORTEST = 0.5
 """A last segment shorter than this share of the others belongs to the one before it."""
+
+LEAST_S = 0.5
+"""Shorter segments hold fewer frames than a clip samples, and an hour would be many thousand entries."""
 
 DURATIONS = pa.schema([*CORPUS, ("duration_s", pa.float64())])
 """Videos with their length, null where it cannot be told."""
@@ -38,13 +42,18 @@ def span_of(name: str) -> tuple[str, Span | None]:
     return found["name"], (float(found["start"]), float(found["end"]))
 
 
+def check_seconds(seconds: float) -> None:
+    """Raise ConfigError for a length that no segment should have."""
+    if not (math.isfinite(seconds) and seconds >= LEAST_S):
+        raise ConfigError(f"segments must be at least {LEAST_S:g} seconds long, got {seconds:g}")
+
+
 def spans(duration_s: float, seconds: float) -> list[Span]:
     """Return the segments of a video, each `seconds` long but the last; its end is that of the video.
 
     Which segments there are depends on both numbers only, so ids stay as they are when a job runs again.
     """
-    if not seconds > 0:
-        raise ConfigError(f"segments must be longer than 0 seconds, got {seconds}")
+    check_seconds(seconds)
     count = max(1, int(duration_s // seconds))
     if duration_s - count * seconds >= SHORTEST * seconds:
         count += 1

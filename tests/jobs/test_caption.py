@@ -165,8 +165,21 @@ def test_segments_are_cut_by_length_alone() -> None:
     made = segment_rows({"video_id": "a#b", "uri": "s3://x/a#b.mp4", "source_hint": "{}"}, 8.0, 4.0)
     assert [span_of(row["video_id"]) for row in made] == [("a#b", (0.0, 4.0)), ("a#b", (4.0, 8.0))]
     assert span_of("plain#t=oops") == ("plain#t=oops", None)
-    with pytest.raises(ConfigError, match="longer than 0"):
+    with pytest.raises(ConfigError, match="at least 0.5 seconds"):
         spans(1.0, 0.0)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-4", "0.001", "0.499", "nan", "inf"])
+def test_segments_of_no_length_are_refused_in_a_sentence(
+    model: str, corpus: Path, tmp_path: Path, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By captions and by encoding alone, before anything is written."""
+    flags = [str(corpus), "--store", str(tmp_path / "store"), "--model", model, "--segments", wrong]
+    assert caption.main([*flags, "--out", str(tmp_path / "out")]) == 2
+    assert encode.main(flags) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"framefold: segments must be at least 0.5 seconds long, got {float(wrong):g}"] * 2
+    assert not (tmp_path / "store").exists()
 
 
 def test_subtitles_follow_their_grammars() -> None:
