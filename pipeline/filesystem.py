@@ -19,6 +19,9 @@ from pipeline.patience import patiently
 CONFLICT = (errno.EEXIST, errno.EINVAL)
 """What s3fs raises for a failed precondition: FileExistsError on AWS, EINVAL on SeaweedFS and Ceph RGW."""
 
+LOOKS = 5
+"""How often a folder is listed anew because a file of it vanished before it was read."""
+
 
 def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """Return file system and path of a root, without a slash at the end. Raises ConfigError for an unusable URL.
@@ -176,6 +179,31 @@ def _read(fs: Any, path: str, start: int | None, end: int | None) -> bytes:
     if start is not None and end is not None and len(content) != end - start:
         raise OSError(f"expected {end - start} bytes at {start}, got {len(content)}")
     return content
+
+
+def read_folder(fs: Any, folder: str, suffix: str) -> dict[str, bytes]:
+    """Return path and content of the files in a folder; lists again where one vanished, as another holds its content by then.
+
+    Raises StoreError.
+    """
+    for _ in range(LOOKS):
+        paths = list(list_files(fs, folder, suffix))
+        try:
+            return read_many(fs, paths)
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    raise StoreError(f"{folder}: files keep vanishing while they are read")
+
+
+def remove(fs: Any, path: str) -> None:
+    """Remove a file; one that another process removed meanwhile is no fault. Raises StoreError."""
+    try:
+        patiently(path, lambda: fs.rm_file(path))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be removed: {type(error).__name__}: {error}") from error
 
 
 def read_many(fs: Any, paths: list[str]) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.filesystem import create_exclusive, list_files, open_root, read_many
+from pipeline.filesystem import create_exclusive, open_root, read_folder, remove
 from pipeline.redaction import redact
 from pipeline.schema import CORPUS
 
@@ -29,6 +29,10 @@ LEAST_S = 0.5
 
 DURATIONS = pa.schema([*CORPUS, ("duration_s", pa.float64())])
 """Videos with their length, null where it cannot be told."""
+
+FIELDS = ("uri", "source_hint", "duration_s")
+MANY_FILES = 16
+"""So many files of lengths become one."""
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -71,27 +75,50 @@ class Durations:
     """What is known of the lengths of videos, beside a token store, so that a nightly run need not look into every file.
 
     <root>/durations/<digest>.jsonl     uri, source_hint, duration_s; named by content, never changed
+
+    A run adds a file now and then; where there are many, one that holds the content of all takes their place.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.fs, root = open_root(url, storage_options)
         self.folder = f"{root}/durations"
         self.known: dict[tuple[str, str], float] = {}
-        for content in read_many(self.fs, list(list_files(self.fs, self.folder, ".jsonl"))).values():
-            self._take(map(json.loads, content.decode().splitlines()))
+        self.files: set[str] = set()
+        """What this object has read or written."""
+        for path, content in read_folder(self.fs, self.folder, ".jsonl").items():
+            self.files.add(path)
+            if hashlib.sha256(content).hexdigest() in path:  # what rotted is measured again
+                self._take(map(json.loads, content.decode().splitlines()))
 
     def of(self, row: Mapping[str, Any]) -> float | None:
         """Return the length of a video in the state that storage tells of, None if it is not known."""
         return self.known.get(_state(row)) if row["source_hint"] != "{}" else None
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Remember rows of `DURATIONS`; those without a length are asked for again next time."""
-        kept = [(*_state(row), row["duration_s"]) for row in rows if row["duration_s"] is not None]
-        found = [dict(zip(("uri", "source_hint", "duration_s"), one, strict=True)) for one in sorted(kept)]
+        """Remember rows of `DURATIONS`; those without a length, or of no known state, are asked for again next time."""
+        kept = [(*_state(row), row["duration_s"]) for row in rows if row["source_hint"] != "{}"]
+        found = [dict(zip(FIELDS, one, strict=True)) for one in kept if one[-1] is not None]
         if found:
-            content = "".join(json.dumps(one) + "\n" for one in found).encode()
-            create_exclusive(self.fs, f"{self.folder}/{hashlib.sha256(content).hexdigest()}.jsonl", content)
+            self._write(found)
             self._take(found)
+
+    def tidy(self) -> None:
+        """Put one file in the place of many. Runs that overlap may all do so: what a file says is elsewhere before it goes."""
+        if len(self.files) < MANY_FILES:
+            return
+        old = set(self.files)
+        new = self._write([dict(zip(FIELDS, (*state, length), strict=True)) for state, length in self.known.items()])
+        for path in sorted(old - {new}):
+            remove(self.fs, path)
+        self.files = {new}
+
+    def _write(self, rows: Iterable[Mapping[str, Any]]) -> str:
+        lines = sorted(json.dumps(row) + "\n" for row in rows)
+        content = "".join(lines).encode()
+        path = f"{self.folder}/{hashlib.sha256(content).hexdigest()}.jsonl"
+        create_exclusive(self.fs, path, content)
+        self.files.add(path)
+        return path
 
     def _take(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self.known |= {(row["uri"], row["source_hint"]): row["duration_s"] for row in rows}
@@ -125,4 +152,5 @@ def cut(
     for row, length in zip(rows, lengths, strict=True):
         length = measured.get(row["video_id"]) if length is None else length
         found += [row] if length is None else segment_rows(row, length, seconds)
+    durations.tidy()
     return pa.Table.from_pylist(found, schema=CORPUS)

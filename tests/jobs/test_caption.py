@@ -165,7 +165,7 @@ def test_segments_are_cut_by_length_alone() -> None:
     made = segment_rows({"video_id": "a#b", "uri": "s3://x/a#b.mp4", "source_hint": "{}"}, 8.0, 4.0)
     assert [span_of(row["video_id"]) for row in made] == [("a#b", (0.0, 4.0)), ("a#b", (4.0, 8.0))]
     assert span_of("plain#t=oops") == ("plain#t=oops", None)
-    with pytest.raises(ConfigError, match="at least 0.5 seconds"):
+    with pytest.raises(ConfigError, match="at least 0\\.5 seconds"):
         spans(1.0, 0.0)
 
 
