@@ -78,8 +78,11 @@ def run(job: AnswerJob) -> Report:
     return answered(job, store, _asked(job, store))
 
 
-def answered(job: AnswerJob, store: TokenStore, asked: pa.Table) -> Report:
-    """Answer the questions of a table, columns of `answers.QUESTIONS_ASKED`; the job's own file is not looked at."""
+def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, files: bool = True) -> Report:
+    """Answer the questions of a table, columns of `answers.QUESTIONS_ASKED`; the job's own file is not looked at.
+
+    `files`: whether answers.jsonl and answers.parquet are written; what is committed is not touched by that.
+    """
     from pipeline.checkpoint import Checkpoint
 
     _check_out(job, store)
@@ -104,7 +107,9 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table) -> Report:
                     ok, every = sum(manifest["ok"].to_pylist()), sum(manifest["questions"].to_pylist())
                     progress.add(Counter({"answered": ok, "without answer": every - ok}))
             stopped = stop.is_set() and progress.done < pending.num_rows
-    return _report(job, store, answers, asked, progress, stopped)
+    statuses = answers.finish(asked) if files else answers.statuses(asked)
+    report = _report(job, store, answers, asked, statuses, progress, stopped)
+    return {**report, "answers": f"{job.out.rstrip('/')}/answers.jsonl"} if files else report
 
 
 def _check_out(job: AnswerJob, store: TokenStore) -> None:
@@ -173,16 +178,20 @@ def _on_ray(
 
 
 def _report(
-    job: AnswerJob, store: TokenStore, answers: AnswerStore, asked: pa.Table, progress: Progress, stopped: bool
+    job: AnswerJob,
+    store: TokenStore,
+    answers: AnswerStore,
+    asked: pa.Table,
+    statuses: dict[str, int],
+    progress: Progress,
+    stopped: bool,
 ) -> Report:
-    statuses = answers.finish(asked)
     unanswered = asked.num_rows - statuses.get("ok", 0)
     too_many = job.max_unanswered is not None and unanswered > job.max_unanswered
     return {
         "job": "answer",
         "store": job.store,
         "fingerprint": store.fingerprint,
-        "answers": f"{job.out.rstrip('/')}/answers.jsonl",
         "answers_fingerprint": answers.fingerprint,
         "questions": asked.num_rows,
         "statuses": statuses,

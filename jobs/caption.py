@@ -1,7 +1,7 @@
 """Caption a corpus: `framefold caption`, or `ray job submit -- python -m jobs.caption`, every night.
 
-What is new or changed is encoded, what has no caption under these settings is captioned, and the files of captions are written
-again. A run that finds nothing to do changes nothing; two that overlap do each piece once.
+What is new or changed is encoded, what has no caption under these settings is captioned, and the files of captions say what is
+true of the corpus then. A run that finds nothing to do changes nothing; the files of two that overlap hold what either saw.
 """
 
 import sys
@@ -18,8 +18,7 @@ from jobs.cluster import ClusterConfig, cluster
 from jobs.encode import EncodeJob
 from jobs.launch import DONE, FAILED, STOPPED, Report, launch, storage_options
 from pipeline.answer import AnswerConfig
-from pipeline.answers import QUESTIONS_ASKED, AnswerStore
-from pipeline.captions import captions, write
+from pipeline.answers import QUESTIONS_ASKED
 from pipeline.decode import DecodeConfig
 from pipeline.encode import EncodeConfig, parse_reducer
 from pipeline.errors import ConfigError
@@ -27,6 +26,7 @@ from pipeline.prompts import PromptTemplate
 from pipeline.segments import check_seconds
 from pipeline.selection import SelectConfig, check_selection
 from pipeline.store import TokenStore
+from pipeline.views import View, Views
 
 QUESTION_ID = "caption"
 
@@ -102,24 +102,26 @@ def run(job: CaptionJob) -> Report:
 
 
 def _run(job: CaptionJob, answering: AnswerJob) -> Report:
+    views = Views(job.out, job.options)
+    seen = views.names()
     corpus, encoded = encode.encoded(_encoding(job))
     if encoded["stopped"]:
         return {"job": "caption", "encode": encoded, "exit_code": STOPPED}
     store = TokenStore.open(job.store, encoded["fingerprint"], job.options)
     asked = _asked(job, corpus, store)
-    answered = answer.answered(answering, store, asked)
-    answers = AnswerStore(job.out, answered["answers_fingerprint"], job.options)
-    rows = captions(answers.merged(asked))
-    files = write(job.out, rows, job.options)
-    without = sum(status != "ok" for status in rows["status"].to_pylist())
+    answered = answer.answered(answering, store, asked, files=False)
+    own = View(asked=asked, answers=answered["answers_fingerprint"], replaces=seen)
+    store.refresh()
+    rows = views.publish(own, store.payloads(), complete=not answered["stopped"])
+    without = asked.num_rows - answered["statuses"].get("ok", 0)
     code = STOPPED if answered["stopped"] else FAILED if without > job.max_failed else DONE
     return {
         "job": "caption",
         "captions": f"{job.out.rstrip('/')}/captions.jsonl",
-        "videos": rows.num_rows,
-        "captioned": rows.num_rows - without,
+        "videos": asked.num_rows,
+        "captioned": asked.num_rows - without,
         "without_caption": without,
-        "files": len(files),
+        "rows": rows.num_rows,
         "encode": encoded,
         "answer": answered,
         "exit_code": code,

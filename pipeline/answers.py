@@ -123,6 +123,10 @@ class AnswerStore:
         write_whole(self.fs, f"{self.root.rstrip('/')}/answers.parquet", to_parquet(merged))
         return dict(sorted(Counter(merged["status"].to_pylist()).items()))
 
+    def statuses(self, asked: pa.Table) -> dict[str, int]:
+        """Return the number of questions by status, as `finish` does, and write nothing."""
+        return dict(sorted(Counter(self.merged(asked)["status"].to_pylist()).items()))
+
 
 class CommitAnswers:
     """Stage. Takes the rows of one answered unit, commits them, returns one row of `MANIFEST`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.filesystem import open_root, write_whole
+from pipeline.filesystem import open_root, remove, write_whole
 from pipeline.parquet import to_parquet
 from pipeline.segments import span_of
 
@@ -28,6 +28,8 @@ CAPTIONS = pa.schema(
 )
 """`start_s` and `end_s` are null where a video was not cut; `caption` is null unless `status` is ok."""
 
+SUBTITLES = ("srt", "vtt")
+"""Endings of subtitles, and folders they lie in."""
 LONGEST_NAME = 200
 """Of a file of subtitles, without its ending."""
 
@@ -62,8 +64,25 @@ def write(url: str, rows: pa.Table, storage_options: Mapping[str, Any] | None = 
         files[f"srt/{file_name(name)}.srt"] = srt(cues).encode()
         files[f"vtt/{file_name(name)}.vtt"] = vtt(cues).encode()
     for name, content in files.items():
-        write_whole(fs, f"{root}/{name}", content)
+        if not _holds(fs, f"{root}/{name}", content):
+            write_whole(fs, f"{root}/{name}", content)
     return list(files)
+
+
+def _holds(fs: Any, path: str, content: bytes) -> bool:
+    """Tell whether a file is there and has this content: then nobody need copy or read it anew. Any: an fsspec file system."""
+    try:
+        return bool(fs.cat_file(path) == content)
+    except Exception:  # whatever a driver raises, the file is written
+        return False
+
+
+def remove_subtitles(url: str, videos: Iterable[str], storage_options: Mapping[str, Any] | None = None) -> None:
+    """Remove the SRT and WebVTT files of some videos, where there are any."""
+    fs, root = open_root(url, storage_options)
+    for name in sorted(map(file_name, videos)):
+        for ending in SUBTITLES:
+            remove(fs, f"{root}/{ending}/{name}.{ending}")
 
 
 def subtitles(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Cue]]:

@@ -1,0 +1,147 @@
+"""Views: which videos the files of captions hold, whatever the order in which runs see, commit and write."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore
+from pipeline.views import View, Views, heads
+
+Place = tuple[str, dict[str, Any]]
+ANSWERED_BY = "0" * 64
+
+
+def asked(*names: str, prompt: str = "what") -> pa.Table:
+    rows = [
+        {
+            "question_id": f"caption:{name}",
+            "video_id": name,
+            "question": prompt,
+            "store_id": name,
+            "payload_sha256": f"p-{name}",
+        }
+        for name in names
+    ]
+    return pa.Table.from_pylist(rows, schema=QUESTIONS_ASKED)
+
+
+def commit(place: Place, questions: pa.Table) -> None:
+    """Commit an answer to each question."""
+    rows = [{**row, "prediction": f"{row['question']} {row['video_id']}", "status": "ok"} for row in questions.to_pylist()]
+    AnswerStore(place[0], ANSWERED_BY, place[1]).commit(pa.Table.from_pylist(rows, schema=ANSWERS))
+
+
+def run(place: Place, *names: str, seen: frozenset[str], complete: bool = True, **more: Any) -> list[str]:
+    """Publish what a run saw that looked at the views before; returns the rows of its files."""
+    view = View(asked=asked(*names, **more), answers=ANSWERED_BY, replaces=seen)
+    Views(*place).publish(view, {name: f"p-{name}" for name in names}, complete=complete)
+    return written(place)
+
+
+def written(place: Place) -> list[str]:
+    fs, root = fsspec.core.url_to_fs(place[0], **place[1])
+    fs.invalidate_cache()
+    rows = [json.loads(line) for line in fs.cat_file(f"{root}/captions.jsonl").splitlines()]
+    return [row["video_id"] if row["status"] == "ok" else f"{row['video_id']}?" for row in rows]
+
+
+def subtitles(place: Place) -> set[str]:
+    fs, root = fsspec.core.url_to_fs(place[0], **place[1])
+    fs.invalidate_cache()
+    return {path.rsplit("/", 1)[-1].removesuffix(".srt") for path in fs.find(f"{root}/srt")}
+
+
+def now(place: Place) -> frozenset[str]:
+    return Views(*place).names()
+
+
+def test_a_view_replaces_what_its_run_had_seen_and_nothing_else(place: Place) -> None:
+    """Two that overlapped are united, in the order of ids; the next run decides, and no old view stays."""
+    commit(place, asked("a", "b", "c", "d"))
+    assert run(place, "a", "b", seen=now(place)) == ["a", "b"]
+    before = now(place)
+    assert run(place, "a", "d", seen=before) == ["a", "d"]
+    assert run(place, "a", "c", seen=before) == ["a", "c", "d"]
+    assert len(now(place)) == 2
+    assert run(place, "c", seen=now(place)) == ["c"]
+    assert len(now(place)) == 1
+
+
+def test_a_run_that_saw_nothing_new_commits_no_view(place: Place) -> None:
+    commit(place, asked("a"))
+    run(place, "a", seen=now(place))
+    before = now(place)
+    run(place, "a", seen=before)
+    assert now(place) == before
+
+
+class Interrupted(Views):
+    """Another run comes in between, after this one has looked at the views and before it writes."""
+
+    other: Any = None
+
+    def _rows(self, view: View) -> pa.Table:
+        other, self.other = self.other, None
+        if other is not None:
+            other()
+        return super()._rows(view)
+
+
+def test_the_last_writer_has_seen_every_view(place: Place) -> None:
+    """Another run commits a view and writes its files while this one is at it: this one writes again and keeps both."""
+    parts = ["#t=0.000,4.000", "#t=4.000,8.000"]
+    names = {name: [name + part for part in parts] for name in "abc"}
+    commit(place, asked(*names["a"], *names["b"], *names["c"]))
+    run(place, *names["a"], *names["b"], seen=now(place))
+    before = now(place)
+    views = Interrupted(*place)
+    views.other = lambda: run(place, *names["a"], *names["b"], *names["c"], seen=before)
+    views.publish(View(asked=asked(*names["a"]), answers=ANSWERED_BY, replaces=before), {}, complete=True)
+    assert views.other is None
+    assert subtitles(place) == {"a", "b", "c"}
+    assert sorted(set(written(place))) == ["a", "b", "c"]
+
+
+def test_a_run_that_was_stopped_adds_and_takes_nothing_away(place: Place) -> None:
+    """What it had no time for keeps the caption it had; what is new and has none yet is a row without one."""
+    commit(place, asked("a", "b"))
+    run(place, "a", "b", seen=now(place))
+    before = now(place)
+    commit(place, asked("a", "c", prompt="how"))
+    assert run(place, "a", "c", "d", seen=before, complete=False, prompt="how") == ["a", "b", "c", "d?"]
+    assert now(place) == before
+    fs, root = fsspec.core.url_to_fs(place[0], **place[1])
+    said = [json.loads(line)["caption"] for line in fs.cat_file(f"{root}/captions.jsonl").splitlines()]
+    assert said == ["how a", "what b", "how c", None]
+
+
+def test_all_rows_of_a_video_come_from_one_view(tmp_path: Path) -> None:
+    """Two runs that overlapped saw a video of two lengths: what the store holds now is taken, not a mixture."""
+    place: Place = (str(tmp_path), {})
+    old, new = ["v#t=0.000,4.000", "v#t=4.000,9.000"], ["v#t=0.000,4.000", "v#t=4.000,8.000"]
+    stale = asked(*old)
+    stale = stale.set_column(
+        stale.column_names.index("payload_sha256"), "payload_sha256", pa.array(["before", f"p-{old[1]}"], pa.string())
+    )
+    commit(place, stale)
+    commit(place, asked(*new))
+    views = Views(*place)
+    payloads = {name: f"p-{name}" for name in {*old, *new}}
+    for questions in (asked(*new), stale):
+        views.publish(View(asked=questions, answers=ANSWERED_BY), payloads, complete=True)
+    ends = [json.loads(line)["end_s"] for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    assert ends == [4.0, 8.0]
+
+
+def test_a_view_that_rotted_is_left_out_and_replaced(tmp_path: Path) -> None:
+    place: Place = (str(tmp_path), {})
+    commit(place, asked("a", "b"))
+    run(place, "a", seen=now(place))
+    rotten = tmp_path / "views" / f"{next(iter(now(place)))}.parquet"
+    rotten.write_bytes(rotten.read_bytes()[:-9] + b"no parquet")
+    assert heads(Views(*place).read()) == {}
+    assert run(place, "b", seen=now(place)) == ["b"]
+    assert not rotten.exists()
