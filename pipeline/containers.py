@@ -42,6 +42,9 @@ class Probe:
     """Presentation times of the shown packets in stream ticks, rising; empty where some have none or share one."""
     tick_s: float
     """Seconds in a tick."""
+    keys: tuple[int, ...] = ()
+    """Times, rising, at which a seek may change the packet it lands on: when those that decoding can begin with are shown, and
+    when they are decoded, as some containers look for one and some for the other."""
     window: tuple[int, int] | None = None
     """First packet of the part that is asked for and the one after its last; None is everything."""
 
@@ -86,9 +89,11 @@ def _counted(container: Any, stream: Any, config: DecodeConfig) -> Probe:
     """Count the packets of a stream. Any: PyAV's types are compiled."""
     counts: Counter[bool] = Counter()
     times: list[int | None] = []
+    keys: list[int] = []
     for packet in packets_of(container, stream):
         counts[packet.is_discard] += 1
         times += [] if packet.is_discard else [packet.pts]
+        keys += [time for time in (packet.pts, packet.dts) if packet.is_keyframe and time is not None]
         _check_frames(len(times), config)
     if not counts:
         raise VideoError("CORRUPT", "the video stream holds no packet")
@@ -102,6 +107,7 @@ def _counted(container: Any, stream: Any, config: DecodeConfig) -> Probe:
         hidden=counts[True],
         times=tuple(known) if len(set(known)) == len(times) else (),
         tick_s=float(stream.time_base or 0),
+        keys=tuple(sorted(keys)),
     )
 
 

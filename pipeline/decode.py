@@ -1,6 +1,8 @@
 """The decode stage: videos in, square uint8 clips out. A bad video becomes a row with a class and disturbs nobody."""
 
+import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
@@ -89,6 +91,7 @@ class Decode:
         self.storage_options = dict(storage_options or {})
         self.secrets = secrets_of(self.storage_options)
         self.child = DecodeChild(config, side_px)
+        self.held = Held()
         sweep()
 
     def __call__(self, videos: pa.Table) -> pa.Table:
@@ -108,14 +111,32 @@ class Decode:
         self.close()
 
     def close(self) -> None:
-        """End the child process."""
+        """End the child process, and let go of the file at work."""
         self.child.close()
+        self.held.let_go()
 
     def _decoded(self, uri: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the rows about one file, which is fetched once, with their frames."""
-        with scratch() as folder:
-            fetched = self._fetched(uri, folder)
-            return [{**row, "uri": redact(row["uri"]), **self._outcome(fetched, span_of(row["uri"])[1])} for row in rows]
+        """Return the rows about one file, which is fetched once, with their frames.
+
+        A file that segments are cut from is kept until another is asked for: its next ones are in the next table.
+        """
+        spans = [span_of(row["uri"])[1] for row in rows]
+        fetched = self._at_hand(uri, rows[0]["source_hint"])
+        outcomes = [self._outcome(fetched, span) for span in spans]
+        if None in spans:
+            self.held.let_go()
+        return [{**row, "uri": redact(row["uri"]), **outcome} for row, outcome in zip(rows, outcomes, strict=True)]
+
+    def _at_hand(self, uri: str, hint: str) -> Fetched | VideoError:
+        """Return the file that is held, or fetch another in its place."""
+        if self.held.file is None or self.held.state != (uri, hint):
+            self.held.let_go()
+            fetched = self._fetched(uri, self.held.folder())
+            if isinstance(fetched, VideoError):
+                self.held.let_go()
+                return fetched
+            self.held.state, self.held.file = (uri, hint), fetched
+        return self.held.file
 
     def _fetched(self, uri: str, folder: Path) -> Fetched | VideoError:
         try:
@@ -142,6 +163,26 @@ class Decode:
 
     def _failure(self, error: VideoError) -> dict[str, Any]:
         return {"error_class": error.code, "error": redact(error.detail, self.secrets)[:500]}
+
+
+class Held:
+    """The file at work, in a private folder that goes with it, or with this object."""
+
+    def __init__(self) -> None:
+        self.state: tuple[str, str] | None = None
+        """Its uri, and what storage told of it."""
+        self.file: Fetched | None = None
+        self.folders = ExitStack()
+        weakref.finalize(self, self.folders.close)
+
+    def folder(self) -> Path:
+        """Return a new folder."""
+        return self.folders.enter_context(scratch())
+
+    def let_go(self) -> None:
+        """Remove the file and its folder, if there is one."""
+        self.state = self.file = None
+        self.folders.close()
 
 
 def _by_file(videos: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -30,34 +30,43 @@ def main() -> None:
     _warm_up()
     _leave_nothing_behind()
     _say(answers, {"ready": True})
+    file: Any = None
     for line in sys.stdin.buffer:
+        request = json.loads(line)
+        file = _same_file(file, request, config)
         _limit_memory(config.memory_mb)
         signal.setitimer(signal.ITIMER_REAL, config.deadline_s + GRACE_S)
-        _answer(answers, json.loads(line), config, settings["side_px"])
+        _answer(answers, request, file, settings["side_px"])
+        file = file if request["span"] else None
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(answers: BinaryIO, request: dict[str, Any], config: Any, side_px: int) -> None:
-    """Decode one video and say how it went. Any: a DecodeConfig, whose module is imported late."""
+def _same_file(file: Any, request: dict[str, Any], config: Any) -> Any:
+    """Return the file that a request is about: the one at hand, if another part of it is asked for. Any: imported late."""
+    from pipeline.decoders import VideoFile
+
+    path = Path(request["path"])
+    return file if file is not None and request["span"] and file.path == path else VideoFile(path, request["demuxer"], config)
+
+
+def _answer(answers: BinaryIO, request: dict[str, Any], file: Any, side_px: int) -> None:
+    """Decode one video, or a part of it, and say how it went. Any: a `decoders.VideoFile`, whose module is imported late."""
     from av.error import FFmpegError
 
-    from pipeline.containers import probe
-    from pipeline.decoders import read_clip
     from pipeline.errors import VideoError
     from pipeline.pixels import fit_square
 
     try:
         if request["measure"]:
-            return _say(answers, {"duration_s": probe(Path(request["path"]), request["demuxer"], config).duration_s})
-        span = None if request["span"] is None else (request["span"][0], request["span"][1])
-        clip = read_clip(Path(request["path"]), request["demuxer"], config, span)
+            return _say(answers, {"duration_s": file.probe.duration_s})
+        clip = file.clip(request["span"])
         frames = fit_square(clip.frames, side_px)
     except VideoError as error:
         return _say(answers, {"error_class": error.code, "error": error.detail})
     except (MemoryError, BlockingIOError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        said = f"more than {config.memory_mb} MB were needed"  # native libraries seldom survive that whole
+        said = f"more than {file.config.memory_mb} MB were needed"  # native libraries seldom survive that whole
         return _say(answers, {"error_class": "OUT_OF_MEMORY", "error": said, "worn": True})
     except (FFmpegError, OSError, ValueError, ArithmeticError, LookupError) as error:  # numbers of a file led astray
         return _say(answers, {"error_class": "CORRUPT", "error": f"{type(error).__name__}: {error}"[:200]})

@@ -8,9 +8,10 @@ Shapes: N frames in the file, F sampled, H, W.
 """
 
 import logging
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,87 @@ def load_libraries() -> None:
 
 def read_clip(path: Path, demuxer: str, config: DecodeConfig, span: Span | None = None) -> Clip:
     """Return the sampled frames of a video, or of the part between two times in seconds. Raises VideoError."""
-    found = probe(path, demuxer, config)
-    if span is not None:
-        found = replace(found, window=_window(found, span))
-    if config.decoder == "pyav" or not _decord_is_right(found):
-        long = found.packets > SEEK_ABOVE and not found.hidden and found.times
-        return (long and _read_seeking(path, demuxer, found, config)) or _read_pyav(path, demuxer, found, config)
-    try:
-        return _read_decord(path, found, config)
-    except VideoError:
-        if config.decoder == "decord":
-            raise
-        return _read_pyav(path, demuxer, found, config)
+    return VideoFile(path, demuxer, config).clip(span)
+
+
+class VideoFile:
+    """A local file of which parts are read, one after another: looked through once, not for every part.
+
+    The clip of a part is the same whatever was read before it.
+    """
+
+    def __init__(self, path: Path, demuxer: str, config: DecodeConfig) -> None:
+        self.path = path
+        self.demuxer = demuxer
+        self.config = config
+        self.frames: int | None = None
+        """How many frames come out when everything is decoded; None as long as nobody had to know."""
+        self.walk: Walk | None = None
+
+    @cached_property
+    def probe(self) -> Probe:
+        """What the container tells. Raises VideoError."""
+        return probe(self.path, self.demuxer, self.config)
+
+    def clip(self, span: Span | None = None) -> Clip:
+        """Return the sampled frames of the video, or of the part between two times in seconds. Raises VideoError."""
+        found = self.probe if span is None else replace(self.probe, window=_window(self.probe, span))
+        if self.config.decoder == "pyav" or not _decord_is_right(found):
+            long = found.packets > SEEK_ABOVE and not found.hidden and found.times
+            return (long and _read_seeking(self.path, self.demuxer, found, self.config)) or self._in_order(found)
+        try:
+            return self._by_index(found)
+        except VideoError:
+            if self.config.decoder == "decord":
+                raise
+            return self._in_order(found)
+
+    @cached_property
+    def _decord(self) -> Any:
+        """Return decord's reader, or the VideoError that says why there is none. Any: decord is untyped."""
+        import decord
+
+        load_libraries()
+        try:
+            reader = decord.VideoReader(str(self.path), ctx=decord.cpu(0), num_threads=1)
+        except (decord.DECORDError, RuntimeError, IndexError) as error:
+            return _decord_failed(error)
+        if len(reader) != self.probe.packets:
+            told = f"decord counts {len(reader)} frames, the container holds {self.probe.packets}"
+            return VideoError("CORRUPT", told)
+        return reader
+
+    def _by_index(self, found: Probe) -> Clip:
+        """Read with decord. Raises VideoError CORRUPT where it fails or counts other frames than the container holds."""
+        import decord
+
+        reader = self._decord
+        if isinstance(reader, VideoError):
+            raise reader
+        wanted = _indices(found, len(reader), self.config)
+        distinct = sorted(set(wanted))
+        try:
+            reader.seek(0)  # as a new reader stands
+            frames = reader.get_batch(distinct).asnumpy()
+            times = reader.get_frame_timestamp(distinct)[:, 0] - float(reader.get_frame_timestamp(0)[0])
+        except (decord.DECORDError, RuntimeError, IndexError) as error:
+            del self._decord
+            raise _decord_failed(error) from error
+        places = [distinct.index(index) for index in wanted]
+        return _clip(frames[places], [float(times[place]) for place in places], "decord", wanted)
+
+    def _in_order(self, found: Probe) -> Clip:
+        """Decode in order. Everything the first time, and again if the count was not what the packets said."""
+        if self.frames is None:
+            clip, self.frames = _read_pyav(self.path, self.demuxer, found, self.config)
+            return clip
+        wanted = _indices(found, self.frames, self.config)
+        if self.walk is None or self.walk.position > min(wanted):
+            self.walk = Walk(self.path, self.demuxer)
+        walk, self.walk = self.walk, None  # one that fails is not gone on with
+        kept = walk.take(frozenset(wanted), self.config)
+        self.walk = walk
+        return _clip(np.stack([kept[index][0] for index in wanted]), [kept[index][1] for index in wanted], "pyav", wanted)
 
 
 def _window(found: Probe, span: Span) -> tuple[int, int]:
@@ -96,27 +166,12 @@ def _decord_is_right(found: Probe) -> bool:
     return found.codec in DECORD_CODECS and found.pixel_format in DECORD_FORMATS and not found.hidden
 
 
-def _read_decord(path: Path, found: Probe, config: DecodeConfig) -> Clip:
-    """Read by index. Raises VideoError CORRUPT where decord fails or counts other frames than the container holds."""
-    import decord
-
-    load_libraries()
-    try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        if len(reader) != found.packets:
-            raise VideoError("CORRUPT", f"decord counts {len(reader)} frames, the container holds {found.packets}")
-        wanted = _indices(found, len(reader), config)
-        distinct = sorted(set(wanted))
-        frames = reader.get_batch(distinct).asnumpy()
-        times = reader.get_frame_timestamp(distinct)[:, 0] - float(reader.get_frame_timestamp(0)[0])
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
-        raise VideoError("CORRUPT", str(error).strip().splitlines()[0][:200] if str(error) else "decord failed") from error
-    places = [distinct.index(index) for index in wanted]
-    return _clip(frames[places], [float(times[place]) for place in places], "decord", wanted)
+def _decord_failed(error: Exception) -> VideoError:
+    return VideoError("CORRUPT", str(error).strip().splitlines()[0][:200] if str(error) else "decord failed")
 
 
 def _read_seeking(path: Path, demuxer: str, found: Probe, config: DecodeConfig) -> Clip | None:
-    """Decode from the keyframe before each sampled frame; None where a frame does not come out at its time.
+    """Decode from the keyframes before the sampled frames; None where a frame does not come out at its time.
 
     The same frames as decoding everything, in a fraction of the time for a long video. Frames that refer back over a
     keyframe do not come out after a seek, a broken packet shifts what is counted, and a file without an index cannot be
@@ -127,13 +182,18 @@ def _read_seeking(path: Path, demuxer: str, found: Probe, config: DecodeConfig) 
     try:
         with opened(path, demuxer) as container:
             stream = video_stream(container)
+            frames: Iterator[Any] = iter(())
+            before: int | None = None
             for index in sorted(set(wanted)):
-                container.seek(found.times[index], stream=stream)
-                frames = _frames(container, stream, strict=True)
-                frame = next((f for f in frames if f.pts is None or f.pts >= found.times[index]), None)
-                if frame is None or frame.pts != found.times[index]:
+                time = found.times[index]
+                if before is None or bisect_right(found.keys, time) > bisect_right(found.keys, before):
+                    container.seek(time, stream=stream)
+                    frames = _frames(container, stream, strict=True)
+                frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
+                if frame is None or frame.pts != time:
                     return None
                 kept[index] = _upright(frame, frame.width, frame.height)
+                before = time
             base = stream.time_base
     except (av.error.FFmpegError, VideoError):
         return None
@@ -149,38 +209,48 @@ def _upright(frame: Any, width: int, height: int) -> npt.NDArray[np.uint8]:
     return np.rot90(pixels, (frame.rotation // 90) % 4)
 
 
-def _read_pyav(path: Path, demuxer: str, found: Probe, config: DecodeConfig) -> Clip:
-    """Decode everything in order and keep the sampled frames; a second time if the count was not what the packets said."""
+def _read_pyav(path: Path, demuxer: str, found: Probe, config: DecodeConfig) -> tuple[Clip, int]:
+    """Decode everything in order; a second time if the count was not what the packets said. Returns the count as well."""
     total = max(found.packets, 1)
     for _ in range(2):
         wanted = _indices(found, total, config)
-        kept, counted = _decode(path, demuxer, frozenset(wanted), config)
-        if counted == total:
+        walk = Walk(path, demuxer)
+        kept = walk.take(frozenset(wanted), config, to_the_end=True)
+        if walk.position == total:
             frames = np.stack([kept[index][0] for index in wanted])
-            return _clip(frames, [kept[index][1] for index in wanted], "pyav", wanted)
-        if counted == 0:
+            return _clip(frames, [kept[index][1] for index in wanted], "pyav", wanted), total
+        if walk.position == 0:
             raise VideoError("CORRUPT", f"none of {found.packets} packets could be decoded")
-        total = counted
+        total = walk.position
     raise VideoError("CORRUPT", "the number of frames differs from one decoding to the next")
 
 
-def _decode(
-    path: Path, demuxer: str, wanted: frozenset[int], config: DecodeConfig
-) -> tuple[dict[int, tuple[npt.NDArray[np.uint8], float]], int]:
-    """Return the wanted frames with their times, and how many there are in all."""
-    kept: dict[int, tuple[npt.NDArray[np.uint8], float]] = {}
-    counted, first_s, shape = 0, 0.0, None
-    with opened(path, demuxer) as container:
-        stream = video_stream(container)
-        for frame in _frames(container, stream):
-            time_s = float((frame.pts or 0) * stream.time_base)
-            first_s = time_s if counted == 0 else first_s
-            if counted in wanted:
+class Walk:
+    """A file that is decoded from its beginning on, a part now and the next one later."""
+
+    def __init__(self, path: Path, demuxer: str) -> None:
+        self.container = opened(path, demuxer)
+        self.stream = video_stream(self.container)
+        self.decoded = _frames(self.container, self.stream)
+        self.first_s = 0.0
+        self.position = 0
+        """Frames that have come out."""
+
+    def take(
+        self, wanted: frozenset[int], config: DecodeConfig, *, to_the_end: bool = False
+    ) -> dict[int, tuple[npt.NDArray[np.uint8], float]]:
+        """Go on to the last wanted frame, or to the end; returns the wanted ones with their times. Raises VideoError."""
+        kept: dict[int, tuple[npt.NDArray[np.uint8], float]] = {}
+        shape, last = None, max(wanted)
+        while (to_the_end or self.position <= last) and (frame := next(self.decoded, None)) is not None:
+            time_s = float((frame.pts or 0) * self.stream.time_base)
+            self.first_s = time_s if self.position == 0 else self.first_s
+            if self.position in wanted:
                 check_pixels((frame.width, frame.height), config)
                 shape = shape or (frame.width, frame.height)
-                kept[counted] = _upright(frame, *shape), time_s - first_s
-            counted += 1
-    return kept, counted
+                kept[self.position] = _upright(frame, *shape), time_s - self.first_s
+            self.position += 1
+        return kept
 
 
 def _frames(container: Any, stream: Any, *, strict: bool = False) -> Iterator[Any]:

@@ -102,7 +102,7 @@ def test_seeking_gives_the_frames_of_full_decoding_or_steps_back(name: str, poli
     if fast is None:
         assert name in ("discard_first_keyframe.mp4", "corrupted.mp4", "h265_video.mp4")
         return
-    slow = decoders._read_pyav(path, demuxer, found, config)
+    slow, _ = decoders._read_pyav(path, demuxer, found, config)
     assert (fast.frames == slow.frames).all()
     assert fast.timestamps_s == pytest.approx(slow.timestamps_s)
 
