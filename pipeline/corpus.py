@@ -15,6 +15,7 @@ from pipeline.datasets import optional_text, read_records
 from pipeline.errors import ConfigError
 from pipeline.patience import patiently
 from pipeline.schema import CORPUS
+from pipeline.segments import escaped, file_of, span_of
 from pipeline.sources import check_protocol, local_path, source_hint
 
 VIDEO_SUFFIXES = frozenset(
@@ -33,7 +34,8 @@ def read_corpus(spec: str, storage_options: Mapping[str, Any] | None = None) -> 
     """Return the videos of a directory, a glob or a manifest (.parquet, .csv, .jsonl with video_id, uri), by id.
 
     In a directory or a glob the id is the path below the root without its suffix; files that differ only in the suffix
-    keep it. Raises ConfigError for an empty or unreadable corpus, missing columns, and empty, unusable or doubled ids.
+    keep it. A name that ends like a segment is escaped, see `segments`; the uri of a manifest may name a segment itself.
+    Raises ConfigError for an empty or unreadable corpus, missing columns, and empty, unusable or doubled ids.
     """
     read = _manifest if spec.lower().endswith(MANIFEST_SUFFIXES) else _listing
     rows = read(spec, storage_options)
@@ -57,7 +59,7 @@ def _listing(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict[
     root = _root(path) if pattern else (path.rstrip("/") if path not in files else str(PurePosixPath(path).parent))
     ids = _ids({name: str(PurePosixPath(name).relative_to(root)) if root else name for name in files})
     return [
-        {"video_id": ids[name], "uri": fs.unstrip_protocol(name), "source_hint": source_hint(info)}
+        {"video_id": escaped(ids[name]), "uri": escaped(fs.unstrip_protocol(name)), "source_hint": source_hint(info)}
         for name, info in files.items()
     ]
 
@@ -99,7 +101,8 @@ def _manifest(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict
     holes = [number for number, pair in enumerate(pairs) if not all(pair)]
     if holes:
         raise ConfigError(f"{spec}: video_id or uri is empty in {len(holes)} rows, first row {holes[0]}")
-    hints = _hints([str(uri) for _, uri in pairs], storage_options)
+    _check_spans(spec, pairs)
+    hints = _hints([file_of(str(uri)) for _, uri in pairs], storage_options)
     return [{"video_id": str(i), "uri": str(u), "source_hint": h} for (i, u), h in zip(pairs, hints, strict=True)]
 
 
@@ -121,6 +124,14 @@ def _hint(uri: str, storage_options: Mapping[str, Any] | None) -> str:
         return source_hint(patiently(uri, lambda: fs.info(name)))
     except Exception:  # OSError, ValueError, ImportError, VideoError, and what aiohttp and botocore raise
         return "{}"  # the decode stage meets the same fault and gives it a class
+
+
+def _check_spans(spec: str, pairs: Iterable[tuple[Any, Any]]) -> None:
+    """Raise ConfigError for an id that ends like another segment than its uri. Any: texts, see `datasets.optional_text`."""
+    for name, uri in pairs:
+        span = span_of(str(name))[1]
+        if span is not None and span != span_of(str(uri))[1]:
+            raise ConfigError(f"{spec}: the id {name} names a segment, expected a uri with the same ending, got {uri}")
 
 
 def _check_ids(spec: str, ids: list[str]) -> None:

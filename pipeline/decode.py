@@ -16,7 +16,7 @@ from pipeline.redaction import redact, secrets_of
 from pipeline.sampling import Policy
 from pipeline.schema import DECODED
 from pipeline.scratch import scratch, sweep
-from pipeline.segments import DURATIONS, Span, span_of
+from pipeline.segments import DURATIONS, Span, file_of, span_of
 from pipeline.sources import Fetched, fetch
 
 RESIZE = {"resize": "bicubic, antialias, float32, clamp, round", "crop": "centre", "version": 1}
@@ -140,7 +140,7 @@ class Decode:
 
     def _fetched(self, uri: str, folder: Path) -> Fetched | VideoError:
         try:
-            return fetch(uri, folder / "video", self.config.max_bytes, self.storage_options)
+            return fetch(file_of(uri), folder / "video", self.config.max_bytes, self.storage_options)
         except VideoError as error:
             return error
 

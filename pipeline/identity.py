@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.redaction import redact
 from pipeline.schema import CORPUS
-from pipeline.segments import span_of
+from pipeline.segments import file_of, span_of
 from pipeline.sources import content_sha256
 from pipeline.store import TokenStore
 
@@ -52,7 +52,7 @@ def _digest(sizes: set[int], storage_options: Mapping[str, Any] | None, video: M
     """Return the SHA-256 of a video, None where its size is enough to say that it is not known."""
     size = json.loads(video["source_hint"]).get("size")
     unknown = not _is_whole(video) or (size is not None and size not in sizes)
-    return None if unknown else content_sha256(video["uri"], storage_options)
+    return None if unknown else content_sha256(file_of(video["uri"]), storage_options)
 
 
 def _listed(store: TokenStore, video: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 The id of a segment is the video's id and a media fragment, `name#t=30.000,60.000`, in seconds, start included, end not. Its
 uri is the video's with the same fragment, and the decode stage samples inside it.
 
+A file whose own name ends like that is no segment: in its id and uri the mark is written `%23`, and a `%23` there `%2523`, so
+that two files never share an id and no file that of a segment. HTTP URLs are escaped already and stay as they are.
+
 Source of the notation: W3C Media Fragments URI 1.0, temporal dimension.
 """
 
@@ -27,6 +30,10 @@ SHORTEST = 0.5
 LEAST_S = 0.5
 """Shorter segments hold fewer frames than a clip samples, and an hour would be many thousand entries."""
 
+LIKE_FRAGMENT = re.compile(r"(?P<name>.*)(?P<mark>#|%(?:25)*23)(?P<rest>t=\d+\.\d{3},\d+\.\d{3})", re.DOTALL)
+"""What ends like a segment, escaped or not."""
+HTTP = ("http://", "https://")
+
 DURATIONS = pa.schema([*CORPUS, ("duration_s", pa.float64())])
 """Videos with their length, null where it cannot be told."""
 
@@ -44,6 +51,23 @@ def span_of(name: str) -> tuple[str, Span | None]:
     if found is None:
         return name, None
     return found["name"], (float(found["start"]), float(found["end"]))
+
+
+def escaped(name: str) -> str:
+    """Return the id or uri of a whole file for its name: the same, but for one that ends like a segment."""
+    found = None if name.startswith(HTTP) else LIKE_FRAGMENT.fullmatch(name)
+    if found is None:
+        return name
+    return found["name"] + ("%23" if found["mark"] == "#" else f"%25{found['mark'][1:]}") + found["rest"]
+
+
+def file_of(uri: str) -> str:
+    """Return where the file of a uri lies, whole or a segment: the name that `escaped` was given."""
+    uri = span_of(uri)[0]
+    found = None if uri.startswith(HTTP) else LIKE_FRAGMENT.fullmatch(uri)
+    if found is None or found["mark"] == "#":
+        return uri
+    return found["name"] + ("#" if found["mark"] == "%23" else f"%{found['mark'][3:]}") + found["rest"]
 
 
 def check_seconds(seconds: float) -> None:
@@ -151,6 +175,7 @@ def cut(
     found: list[dict[str, Any]] = []
     for row, length in zip(rows, lengths, strict=True):
         length = measured.get(row["video_id"]) if length is None else length
+        length = length if span_of(row["uri"])[1] is None else None  # a manifest may name segments of its own
         found += [row] if length is None else segment_rows(row, length, seconds)
     durations.tidy()
     return pa.Table.from_pylist(found, schema=CORPUS)

@@ -2,14 +2,21 @@
 
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.segments import MANY_FILES, Durations
+from pipeline.corpus import read_corpus
+from pipeline.decode import Decode, DecodeConfig
+from pipeline.errors import ConfigError
+from pipeline.segments import MANY_FILES, Durations, cut, escaped, file_of, segment_rows, span_of
 
+VIDEOS = Path(__file__).parents[1] / "videos"
 Place = tuple[str, dict[str, Any]]
 
 
@@ -82,3 +89,58 @@ def test_a_length_that_nobody_could_look_up_is_not_written(tmp_path: Path, wrong
     """A source without a known state would add a file every night."""
     Durations(str(tmp_path)).add([{**row(1), **wrong}])
     assert files((str(tmp_path), {})) == []
+
+
+PARTS = ("#", "%23", "%2523", "%", "25", "t=0.000,4.000", "t=1,2", "a", ".mp4")
+NAMES = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("".join)
+
+
+@given(NAMES, NAMES)
+def test_a_file_has_an_id_of_its_own_whatever_it_is_called(one: str, other: str) -> None:
+    """No whole file has the id of a segment, no two have the same; the way back leads to the name."""
+    assert span_of(escaped(one))[1] is None
+    assert file_of(escaped(one)) == one
+    assert (escaped(one) == escaped(other)) == (one == other)
+    segment = segment_rows({"video_id": escaped(one), "uri": escaped(one), "source_hint": "{}"}, 4.0, 4.0)[0]
+    assert file_of(segment["uri"]) == one
+    assert span_of(segment["video_id"]) == (escaped(one), (0.0, 4.0))
+
+
+@pytest.mark.parametrize("name", ["film", "a#b", "a#t=1,2", "50% #t=now", "a%20b", "http://x/a%23t=0.000,4.000"])
+def test_ids_of_other_names_are_what_they_were(name: str) -> None:
+    assert escaped(name) == name == file_of(name)
+
+
+def test_a_file_called_like_a_segment_stands_beside_it(tmp_path: Path) -> None:
+    """Four seconds of one film, and another film that has their name, with and without an ending: each gives its own frames."""
+    shutil.copy2(VIDEOS / "nasa_13013.mp4", tmp_path / "film.mp4")
+    shutil.copy2(VIDEOS / "testsrc2.mp4", tmp_path / "film#t=0.000,4.000.mp4")
+    shutil.copy2(VIDEOS / "testsrc2_mpeg4.mp4", tmp_path / "film.mp4#t=0.000,4.000")
+    corpus = read_corpus(f"{tmp_path}/*")
+    assert corpus["video_id"].to_pylist() == ["film", "film%23t=0.000,4.000", "film.mp4#t=0.000,4"]
+    with Decode(DecodeConfig(), side_px=28) as stage:
+        parts = cut(corpus, 4.0, Durations(str(tmp_path / "store")), lambda videos: iter([stage.measure(videos)]))
+        rows = {row["video_id"]: row for row in stage(parts).to_pylist()}
+    assert {row["error_class"] for row in rows.values()} == {None}
+    sources = {name: row["source_bytes"] for name, row in rows.items() if span_of(name)[1][0] == 0}
+    assert sources == {
+        "film#t=0.000,4.000": (VIDEOS / "nasa_13013.mp4").stat().st_size,
+        "film%23t=0.000,4.000#t=0.000,2.000": (VIDEOS / "testsrc2.mp4").stat().st_size,
+        "film.mp4#t=0.000,4#t=0.000,0.000": (VIDEOS / "testsrc2_mpeg4.mp4").stat().st_size,
+    }
+
+
+def test_a_manifest_may_name_segments_and_must_mean_it(tmp_path: Path) -> None:
+    """They are cut no further; an id that names a segment of which the uri knows nothing is refused."""
+    film = VIDEOS / "nasa_13013.mp4"
+    manifest = tmp_path / "some.csv"
+    manifest.write_text(f'video_id,uri\n"film#t=4.000,8.000","{film}#t=4.000,8.000"\n')
+    corpus = read_corpus(str(manifest))
+    assert json.loads(corpus["source_hint"][0].as_py())["size"] == film.stat().st_size
+    with Decode(DecodeConfig(), side_px=28) as stage:
+        parts = cut(corpus, 2.0, Durations(str(tmp_path / "store")), lambda videos: iter([stage.measure(videos)]))
+        times = stage(parts)["timestamps_s"].to_pylist()
+    assert [(min(one) >= 4.0, max(one) < 8.0) for one in times] == [(True, True)]
+    manifest.write_text(f'video_id,uri\n"film#t=4.000,8.000","{film}"\n')
+    with pytest.raises(ConfigError, match="names a segment"):
+        read_corpus(str(manifest))
