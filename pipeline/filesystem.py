@@ -68,24 +68,38 @@ def create_exclusive(fs: Any, path: str, content: bytes | memoryview) -> bool:
 def _link(path: Path, content: bytes | memoryview) -> bool:
     """Write beside, make durable, link into place: a reader sees all of the file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
+    beside = _beside(path)
     try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_durably(beside, content)
         try:
             os.link(beside, path)
         except FileExistsError:
             return False
     finally:
         beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+    return True
+
+
+def _beside(path: Path) -> Path:
+    """Return a name in the same folder that nobody reads."""
+    return path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
+
+
+def _write_durably(path: Path, content: bytes | memoryview) -> None:
+    with path.open("xb", buffering=0) as file:
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return True
 
 
 def _put(fs: Any, path: str, content: bytes | memoryview) -> bool:
@@ -110,7 +124,7 @@ def renew(fs: Any, path: str, content: bytes | memoryview) -> None:
     """
     try:
         if not is_local(fs):
-            fs.pipe_file(path, bytes(content))
+            patiently(path, lambda: fs.pipe_file(path, bytes(content)))
             return
         file = Path(path)
         if file.read_bytes() != content:
@@ -127,16 +141,20 @@ def write_whole(fs: Any, path: str, content: bytes) -> None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             _replace(Path(path), content)
         else:
-            fs.pipe_file(path, content)
+            patiently(path, lambda: fs.pipe_file(path, content))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
 
 
 def _replace(path: Path, content: bytes | memoryview) -> None:
-    """Put a whole file in the place of another."""
-    beside = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
-    beside.write_bytes(content)
-    beside.replace(path)
+    """Put a whole file in the place of another; what is there before or after a crash is one of the two."""
+    beside = _beside(path)
+    try:
+        _write_durably(beside, content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def list_files(fs: Any, folder: str, suffix: str) -> dict[str, int]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import StoreError
-from pipeline.filesystem import create_exclusive, list_files, open_root, read_many
+from pipeline.filesystem import create_exclusive, list_files, open_root, read_many, write_whole
 from pipeline.fingerprint import canonical_json, fingerprint
 
 LOOKS = 5
@@ -55,9 +55,9 @@ class ReplyStore:
         return replies
 
     def write_judged(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        """Write judged.jsonl. Returns its path."""
+        """Write judged.jsonl, all of it or nothing. Returns its path. Raises ConfigError where it cannot be written."""
         path = f"{self.root}/judged.jsonl"
-        self.fs.pipe_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_whole(self.fs, path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         return path
 
     def _write(self, replies: Sequence[Reply]) -> str:
