@@ -139,7 +139,8 @@ def _features(row: Mapping[str, Any]) -> npt.NDArray[np.float16]:
     """Return features (S, D)."""
     if row["dtype"] == "int8":
         return from_int8(row["features"], row["scale"]).reshape(row["shape"])
-    return np.frombuffer(row["features"], "<f2").reshape(row["shape"])
+    features = np.frombuffer(row["features"], "<f2").reshape(row["shape"])
+    return features if features.flags.aligned else features.copy()
 
 
 def _order(row: Mapping[str, Any]) -> StoredOrder | None:

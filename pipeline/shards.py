@@ -1,11 +1,13 @@
 """Shards: immutable Parquet files of entries, one row group each, named by their content.
 
 Any Parquet reader opens them: features and the other token columns are plain little-endian bytes with shape and dtype
-beside them. Pages carry checksums, and every entry a digest of its own that is checked on each read.
+beside them. Pages carry checksums, and every entry a digest of its own that is checked on each read. An entry is read from its
+own bytes, which the index points to; the footer is asked only where these are not as `pages` knows them.
 """
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -17,17 +19,18 @@ import pyarrow.parquet as pq
 from pipeline.entries import EXTRAS, Entry, entry_of, payload_digest
 from pipeline.errors import StoreError
 from pipeline.filesystem import create_exclusive, read_bytes, renew, size_of
+from pipeline.pages import LISTS, REQUIRED, SPARE_BYTES, most_unpacked, parse_row
 from pipeline.parquet import open_parquet
 from pipeline.schema import ENTRY
 
 TAIL_BYTES = 1 << 16
-SPARE_BYTES, SPARE_BYTES_PER_ENTRY = 1 << 16, 1 << 14
+SPARE_BYTES_PER_ENTRY = 1 << 14
 """Room for the footer and page headers of a shard; an entry's metadata takes about 2 KB."""
 MAGIC = b"PAR1"
 DAMAGE = (pa.ArrowException, OSError, KeyError, IndexError, ValueError, TypeError, OverflowError, struct.error)
 """What comes of reading a file in which any byte may have changed: a footer may turn lists to numbers and names to noise."""
-MOST_UNPACKED = 16
-"""How many times its stored size an entry may take in memory: features are stored as they are, and outweigh the rest."""
+LEAST_BYTES = 100
+"""No entry is smaller: page headers alone take more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,8 @@ class Place:
     def __post_init__(self) -> None:
         """Raise StoreError for what an index should never say: it may come from another hand."""
         numbers = (self.row_group, self.offset, self.length)
-        if None in (*numbers, self.payload_sha256) or min(numbers) < 0 or self.offset < len(MAGIC) or self.length < 1:
+        absent = None in (*numbers, self.payload_sha256)
+        if absent or min(numbers) < 0 or self.length < 1 or self.offset < len(MAGIC) + LEAST_BYTES * self.row_group:
             where = f"row group {self.row_group}, {self.length} bytes at {self.offset}"
             raise StoreError(f"{self.shard}: no entry can lie in {where}")
 
@@ -90,6 +94,14 @@ def read_footer(fs: Any, path: str, size: int | None = None) -> Any:
         raise StoreError(f"{path}: not a Parquet file")
     if length > len(tail):
         tail = read_bytes(fs, path, size - length, size)
+    return parse_footer(tail, path)
+
+
+def parse_footer(tail: bytes, path: str) -> Any:
+    """Return a shard's metadata from its last bytes, or all of them. Raises StoreError."""
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != MAGIC or length > len(tail):
+        raise StoreError(f"{path}: not a Parquet file")
     try:
         return pq.read_metadata(BytesIO(MAGIC + tail[-length:]))
     except DAMAGE as error:
@@ -97,7 +109,7 @@ def read_footer(fs: Any, path: str, size: int | None = None) -> Any:
 
 
 class ShardReader:
-    """Reads entries by range, one request each; footers are kept."""
+    """Reads entries by range, one request each; footers are read where they are needed, and kept."""
 
     def __init__(self, fs: Any, footers: int = 64) -> None:
         self.fs = fs
@@ -109,10 +121,8 @@ class ShardReader:
 
     def row(self, place: Place) -> dict[str, Any]:
         """Return one row of `schema.ENTRY`, checked as `read` does."""
-        metadata = self.footer(place.shard)
-        _check_place(place, metadata)
         content = read_bytes(self.fs, place.shard, place.offset, place.offset + place.length)
-        return decode_row(place, metadata, content)
+        return decode_row(place, content, lambda: self.footer(place.shard))
 
 
 def write_entries(fs: Any, folder: str, entries: pa.Table) -> list[dict[str, Any]]:
@@ -134,10 +144,32 @@ def write_entries(fs: Any, folder: str, entries: pa.Table) -> list[dict[str, Any
     ]
 
 
-def decode_entry(place: Place, metadata: Any, content: bytes) -> Entry:
-    """Return the entry whose row group has these bytes. Any: pyarrow's metadata is untyped."""
+def decode_row(place: Place, content: bytes, footer: Callable[[], Any]) -> dict[str, Any]:
+    """Return the checked row of `schema.ENTRY` whose row group has these bytes. Any: values, and pyarrow's metadata.
+
+    `footer` is asked for the shard's metadata only where the bytes alone do not give what was committed. Raises StoreError.
+    """
+    try:
+        return _checked(place, parse_row(content, place.shard))
+    except StoreError as error:
+        try:
+            metadata = footer()
+        except StoreError:
+            raise error from None  # what is wrong with the entry says more
     _check_place(place, metadata)
-    return entry_of(decode_row(place, metadata, content), place.shard)
+    return _checked(place, _row_by_footer(place, content, metadata))
+
+
+def _checked(place: Place, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row if it is what was committed. Raises StoreError."""
+    try:
+        lost = any(row[name] is None for name in REQUIRED) or any(None in row[name] for name in LISTS)
+        digest = None if lost else payload_digest(row)
+    except DAMAGE as error:
+        raise StoreError(f"{place.shard}: row group {place.row_group} is damaged: {error}") from error
+    if digest != place.payload_sha256:
+        raise StoreError(f"{place.shard}: row group {place.row_group} is not what was committed (payload digest differs)")
+    return row
 
 
 def _check_place(place: Place, metadata: Any) -> None:
@@ -148,32 +180,26 @@ def _check_place(place: Place, metadata: Any) -> None:
     if place.row_group >= metadata.num_row_groups:
         raise StoreError(f"{place.shard}: no row group {place.row_group}, there are {metadata.num_row_groups}")
     unpacked = metadata.row_group(place.row_group).total_byte_size
-    if not 0 <= unpacked <= SPARE_BYTES + MOST_UNPACKED * place.length:
+    if not 0 <= unpacked <= most_unpacked(place.length):
         raise StoreError(f"{place.shard}: row group {place.row_group} would take {unpacked} bytes, from {place.length}")
 
 
-def decode_row(place: Place, metadata: Any, content: bytes) -> dict[str, Any]:
-    """Return the checked row of `schema.ENTRY` whose row group has these bytes. Any: pyarrow's metadata is untyped."""
+def _row_by_footer(place: Place, content: bytes, metadata: Any) -> dict[str, Any]:
+    """Return the row as pyarrow reads it. Any: pyarrow's metadata is untyped."""
     try:
         window = pa.PythonFile(_Window(content, place.offset), mode="r")
         table = open_parquet(window, metadata).read_row_group(place.row_group, use_threads=False)
         if table.num_rows != 1:
             raise StoreError(f"{place.shard}: row group {place.row_group} has {table.num_rows} rows, expected 1")
         held = set(table.column_names)
-        row = {name: _value(table[name][0]) for name in ENTRY.names if name in held or name not in EXTRAS}
-        lost = any(row[name] is None for name in ENTRY.names if name not in EXTRAS)
-        lost = lost or any(None in row[name] for name in ("shape", "grid", "timestamps_s"))
-        digest = None if lost else payload_digest(row)
+        return {name: _value(table[name][0]) for name in ENTRY.names if name in held or name in REQUIRED}
     except DAMAGE as error:
         raise StoreError(f"{place.shard}: row group {place.row_group} is damaged: {error}") from error
-    if digest != place.payload_sha256:
-        raise StoreError(f"{place.shard}: row group {place.row_group} is not what was committed (payload digest differs)")
-    return row
 
 
 def _value(scalar: Any) -> Any:
     """Return a column's value; bytes without a copy. Any: pyarrow's scalars are untyped."""
-    return scalar.as_buffer() if pa.types.is_large_binary(scalar.type) else scalar.as_py()
+    return memoryview(scalar.as_buffer()) if pa.types.is_large_binary(scalar.type) and scalar.is_valid else scalar.as_py()
 
 
 class _Window:

@@ -105,7 +105,7 @@ class TokenStore:
     def read_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the stored row of `schema.ENTRY` of a row of the index, checked."""
         found = self.reader.row(self._place(row))
-        return {name: value.to_pybytes() if isinstance(value, pa.Buffer) else value for name, value in found.items()}
+        return {name: bytes(value) if isinstance(value, memoryview) else value for name, value in found.items()}
 
     def _committed(self, video_id: str) -> dict[str, Any]:
         row = self.index.get(video_id)

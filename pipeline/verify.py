@@ -1,16 +1,18 @@
 """Check every byte of a token store: specs, fragments, shards and the entries that they name."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.entries import entry_of
 from pipeline.errors import ConfigError, StoreError
 from pipeline.filesystem import list_files, read_bytes
 from pipeline.index import TRIES, parse_fragment, resolve, rows_of
 from pipeline.schema import INDEX
-from pipeline.shards import Place, decode_entry, read_footer
+from pipeline.shards import Place, decode_row, parse_footer, row_group_spans
 from pipeline.store import fingerprints, read_spec
 
 
@@ -107,23 +109,40 @@ def _check_shard(fs: Any, path: str, shard: str, rows: list[dict[str, Any]], rep
     report.shards += 1
     try:
         content = read_bytes(fs, path)
-        report.bytes += len(content)
-        if hashlib.sha256(content).hexdigest() != shard:
-            report.problems.append(f"{path}: the shard was changed after it was committed")
-            report.changed_shards.append(shard)
-        metadata = read_footer(fs, path, len(content))
     except StoreError as error:
         report.problems.append(str(error))
         report.damaged += [row["video_id"] for row in rows]
         return
+    report.bytes += len(content)
+    spans = None
+    try:
+        _check_name(path, shard, content, report)
+        spans = row_group_spans(parse_footer(content, path))
+    except StoreError as error:
+        report.problems.append(str(error))
     for row in rows:
         try:
-            place = Place(shard=path, **{n: row[n] for n in ("row_group", "offset", "length", "payload_sha256")})
-            entry = decode_entry(place, metadata, content[place.offset : place.offset + place.length])
-            stored_id = row["stored_id"] or row["video_id"]
-            if entry.video_id != stored_id:
-                raise StoreError(f"{path}: expected the entry of {stored_id}, got {entry.video_id}")
+            _check_entry(path, row, content, spans)
             report.entries += 1
         except StoreError as error:
             report.problems.append(f"{row['video_id']}: {error}")
             report.damaged.append(row["video_id"])
+
+
+def _check_name(path: str, shard: str, content: bytes, report: Verified) -> None:
+    """Raise StoreError where any byte of a shard changed."""
+    if hashlib.sha256(content).hexdigest() != shard:
+        report.changed_shards.append(shard)
+        raise StoreError(f"{path}: the shard was changed after it was committed")
+
+
+def _check_entry(path: str, row: Mapping[str, Any], content: bytes, spans: list[tuple[int, int]] | None) -> None:
+    """Check one entry by its own bytes, and its place by the footer of a shard that is whole. Raises StoreError."""
+    place = Place(shard=path, **{name: row[name] for name in ("row_group", "offset", "length", "payload_sha256")})
+    if spans is not None and (place.offset, place.length) not in spans[place.row_group : place.row_group + 1]:
+        raise StoreError(f"{path}: row group {place.row_group} does not lie in {place.length} bytes at {place.offset}")
+    part = content[place.offset : place.offset + place.length]
+    entry = entry_of(decode_row(place, part, lambda: parse_footer(content, path)), path)
+    stored_id = row["stored_id"] or row["video_id"]
+    if entry.video_id != stored_id:
+        raise StoreError(f"{path}: expected the entry of {stored_id}, got {entry.video_id}")
