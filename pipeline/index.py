@@ -50,7 +50,7 @@ class Index:
         new = [path for path in present if path not in self.read]
         if new:
             contents = self._contents(new)
-            self._take([parse_fragment(path, content) for path, content in contents.items()])
+            self._take(parse_fragments(contents))
             self.read.update(contents)
 
     def _contents(self, paths: list[str]) -> dict[str, bytes]:
@@ -65,17 +65,16 @@ class Index:
                 paths = [path for path in present if path not in self.read]
         return read_many(self.fs, paths)
 
-    def _take(self, tables: list[pa.Table]) -> None:
+    def _take(self, rows: pa.Table) -> None:
         """Merge rows in: few go beside the packed ones, many are packed with them."""
-        if len(self.recent) + sum(table.num_rows for table in tables) > RECENT:
-            self.packed = PackedRows(resolve(pa.concat_tables([self.rows, *tables])))
+        if len(self.recent) + rows.num_rows > RECENT:
+            self.packed = PackedRows(resolve(pa.concat_tables([self.rows, rows])))
             self.recent = {}
             return
-        for table in tables:
-            for row in table.to_pylist():
-                known = self.get(row["video_id"])
-                if known is None or _precedence(row) < _precedence(known):
-                    self.recent[row["video_id"]] = row
+        for row in rows.to_pylist():
+            known = self.get(row["video_id"])
+            if known is None or _precedence(row) < _precedence(known):
+                self.recent[row["video_id"]] = row
 
     @property
     def rows(self) -> pa.Table:
@@ -124,6 +123,21 @@ def fragment(rows: list[dict[str, Any]]) -> bytes:
 
 def parse_fragment(path: str, content: bytes) -> pa.Table:
     """Return the rows of a fragment. Raises StoreError."""
+    return parse_fragments({path: content})
+
+
+def parse_fragments(contents: Mapping[str, bytes]) -> pa.Table:
+    """Return the rows of several fragments by path, looked at together. Raises StoreError that names one that is wrong."""
+    tables = [_table(path, content) for path, content in contents.items()]
+    rows = pa.concat_tables([INDEX.empty_table(), *tables]).combine_chunks()
+    if not _is_well_formed(rows):
+        path = next(path for path, table in zip(contents, tables, strict=True) if not _is_well_formed(table))
+        raise StoreError(f"{path}: expected rows with a status and a generation, and shards named by digests")
+    return rows
+
+
+def _table(path: str, content: bytes) -> pa.Table:
+    """Return the rows of a fragment that is what its name says, whatever they hold. Raises StoreError."""
     name = path.rsplit("/", 1)[-1].removesuffix(".parquet")
     if hashlib.sha256(content).hexdigest() != name:
         raise StoreError(f"{path}: the index fragment was changed after it was committed")
@@ -131,21 +145,18 @@ def parse_fragment(path: str, content: bytes) -> pa.Table:
         found = from_parquet(content)
         if "stored_id" not in found.column_names:
             found = found.append_column(INDEX.field("stored_id"), pa.nulls(len(found), pa.string()))
-        rows = found if found.schema.equals(INDEX) else found.select(INDEX.names).cast(INDEX)
+        return found if found.schema.equals(INDEX) else found.select(INDEX.names).cast(INDEX)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise StoreError(f"{path}: not an index fragment of this version: {error}") from error
-    if not _is_well_formed(rows):
-        raise StoreError(f"{path}: expected rows with a status and a generation, and shards named by digests")
-    return rows
 
 
 def _is_well_formed(rows: pa.Table) -> bool:
     """Tell whether rows can be ordered, and name shards by digests: a shard's name becomes part of a path."""
     good = pc.and_(pc.is_valid(rows["video_id"]), pc.is_valid(rows["generation"]))
     good = pc.and_(good, pc.is_in(rows["status"], value_set=pa.array(["committed", "failed"])))
-    good = pc.and_(good, pc.fill_null(pc.match_substring_regex(rows["shard"], DIGEST), True))
     good = pc.and_(good, pc.fill_null(pc.greater_equal(rows["tokens"], 0), True))
-    return rows.num_rows == 0 or bool(pc.all(good).as_py())
+    named = pc.fill_null(pc.match_substring_regex(rows["shard"].unique(), DIGEST), True)
+    return all(pc.all(checked, min_count=0).as_py() for checked in (good, named))
 
 
 ORDER = (

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.index
+from pipeline.errors import StoreError
 from pipeline.filesystem import open_root
 from pipeline.index import Index, fragment, parse_fragment, resolve
 from pipeline.packed import ROWS_PER_BLOCK, PackedRows
@@ -136,3 +137,15 @@ def test_fragments_merged_between_listing_and_reading_are_read_where_they_went(t
     for path in seen:
         Path(path).unlink()
     assert list(index._contents(seen)) == [index.path([*units[0], *units[1]])]
+
+
+@pytest.mark.parametrize("wrong", [{"status": "trusted"}, {"generation": None}, {"shard": "../up"}, {"tokens": -1}])
+def test_of_many_fragments_the_malformed_one_is_named(wrong: dict[str, Any], tmp_path: Path) -> None:
+    """They are looked at together; the line says which file it is."""
+    fs, root = open_root(str(tmp_path))
+    index = Index(fs, root)
+    for rows in ([listed("a")], [listed("b"), listed("c", **wrong)], [listed("d")]):
+        index.append(rows)
+    with pytest.raises(StoreError, match="named by digests") as caught:
+        Index(fs, root)
+    assert str(caught.value).startswith(index.path([listed("b"), listed("c", **wrong)]))
