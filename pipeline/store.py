@@ -120,7 +120,7 @@ class TokenStore:
         failure does not displace an entry unless the source is known to have changed.
         """
         self.refresh()
-        rows = encoded.to_pylist()
+        rows = _rows(encoded)
         known = [self.index.get(row["video_id"]) for row in rows]
         fresh = [row for row, old in zip(rows, known, strict=True) if _is_new(row, old)]
         good = [at for at, row in enumerate(rows) if row["error_class"] is None and _is_new(row, known[at])]
@@ -205,6 +205,13 @@ def _reducer(fs: Any, root: str, name: str) -> str:
         return str(read_spec(fs, root, name).get("reducer", {}).get("name", "?"))
     except (StoreError, ConfigError):
         return "unreadable"
+
+
+def _rows(encoded: pa.Table) -> list[dict[str, Any]]:
+    """Return rows of `schema.ENCODED`, the features as views: they are most of the bytes. Any: of each column's type."""
+    views = [memoryview(value.as_buffer()) if value.is_valid else None for value in encoded["features"]]
+    rows = encoded.drop_columns("features").to_pylist()
+    return [row | {"features": view} for row, view in zip(rows, views, strict=True)]
 
 
 def _is_new(row: Mapping[str, Any], known: Mapping[str, Any] | None) -> bool:
