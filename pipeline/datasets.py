@@ -24,6 +24,8 @@ from pipeline.parquet import from_parquet
 DATASETS = ("activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain")
 ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
 TGIF_TYPES = ("object", "number", "color", "location")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+"""Files of rows that can be read."""
 QUESTION_WORDS = ("what", "who", "how", "when", "where")
 QUESTIONS = pa.schema(
     [*((name, pa.string()) for name in ("question_id", "video_id", "question", "answer", "type")), ("turn", pa.int32())]
@@ -95,13 +97,7 @@ def dataset_of(questions: pa.Table) -> str:
 
 def read_records(path: str, storage_options: Mapping[str, Any] | None = None) -> list[Record]:
     """Read the rows of a .json list, .jsonl, .csv, .tsv or .parquet file. Raises ConfigError if there are none."""
-    try:
-        with fsspec.open(path, "rb", **(storage_options or {})) as file:
-            content: bytes = file.read()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError(f"cannot read {path}: no such file") from error
-    except (OSError, ValueError, ImportError) as error:  # storage, malformed URLs, protocols without a driver
-        raise ConfigError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+    content = _content(path, storage_options)
     suffix = PurePosixPath(path).suffix.lower()
     try:
         records = _parse(content, suffix)
@@ -110,6 +106,16 @@ def read_records(path: str, storage_options: Mapping[str, Any] | None = None) ->
     if not records or not all(isinstance(record, dict) for record in records):
         raise ConfigError(f"{path}: expected a list of one or more objects")
     return records
+
+
+def _content(path: str, storage_options: Mapping[str, Any] | None) -> bytes:
+    try:
+        with fsspec.open(path, "rb", **(storage_options or {})) as file:
+            return bytes(file.read())
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(f"cannot read {path}: no such file") from error
+    except (OSError, ValueError, ImportError) as error:  # storage, malformed URLs, protocols without a driver
+        raise ConfigError(f"cannot read {path}: {type(error).__name__}: {error}") from error
 
 
 def _parse(content: bytes, suffix: str) -> list[Record]:
@@ -205,15 +211,32 @@ def candidate_ids(dataset: str, video_name: str, aliases: Mapping[str, str] | No
 
 
 def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Read MSVD's youtube_mapping.txt (lines `name vidN`) as a dict that leads from either name to the other."""
-    try:
-        with fsspec.open(path, "rt", encoding="utf-8", **(storage_options or {})) as file:
-            pairs = [line.split() for line in file if line.strip()]
-    except FileNotFoundError as error:
-        raise ConfigError(f"cannot read {path}: no such file") from error
-    if not all(len(pair) == 2 for pair in pairs):
+    """Read pairs of names as a dict that leads from either name to the other.
+
+    JSON, CSV and Parquet files have columns name and video_id, and several names may mean one video. Other files have two
+    names on a line, as MSVD's youtube_mapping.txt (`name vidN`). Raises ConfigError where one name means two videos.
+    """
+    read = _alias_rows if PurePosixPath(path).suffix.lower() in SUFFIXES else _alias_lines
+    pairs = read(path, storage_options)
+    found: dict[str, str] = {}
+    for one, other in pairs:
+        if found.setdefault(one, other) != other:
+            raise ConfigError(f"{path}: expected one other name for {one!r}, got {found[one]!r} and {other!r}")
+    return {**{other: one for one, other in reversed(pairs)}, **found}
+
+
+def _alias_lines(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    lines = [line.split() for line in _content(path, storage_options).decode(errors="replace").splitlines() if line.strip()]
+    if not lines or not all(len(line) == 2 for line in lines):
         raise ConfigError(f"{path}: expected two names on each line")
-    return {**dict(pairs), **{number: name for name, number in pairs}}
+    return [(one, other) for one, other in lines]
+
+
+def _alias_rows(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    records = read_records(path, storage_options)
+    if not {"name", "video_id"} <= records[0].keys():
+        raise ConfigError(f"{path}: expected columns name and video_id, got {sorted(map(str, records[0]))}")
+    return [(_text(record, "name", path), _text(record, "video_id", path)) for record in records]
 
 
 def join_videos(questions: pa.Table, known: Collection[str], aliases: Mapping[str, str] | None = None) -> pa.Table:

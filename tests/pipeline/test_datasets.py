@@ -353,6 +353,24 @@ def test_turns_before_a_question_are_told_apart_by_where_one_ends(tmp_path: Path
     assert len(set(found["history"].to_pylist()[:3])) == 3
 
 
+def test_names_of_videos_are_read_from_every_format(tmp_path: Path) -> None:
+    """Lines as MSVD has them, or columns; several names may mean one video, one name never two."""
+    lines, rows = "one vid1\ntwo vid2\nzwei vid2\n", [("one", "vid1"), ("two", "vid2"), ("zwei", "vid2")]
+    want = {"one": "vid1", "two": "vid2", "zwei": "vid2", "vid1": "one", "vid2": "two"}
+    (tmp_path / "mapping").write_text(lines)
+    (tmp_path / "m.csv").write_text("name,video_id\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"name": a, "video_id": b}) + "\n" for a, b in rows))
+    pq.write_table(pa.table({"name": [a for a, _ in rows], "video_id": [b for _, b in rows]}), tmp_path / "m.parquet")
+    for file in ("mapping", "m.csv", "m.jsonl", "m.parquet"):
+        assert read_aliases(str(tmp_path / file)) == want, file
+    (tmp_path / "twice.txt").write_text("one vid1\none vid2\n")
+    with pytest.raises(ConfigError, match="expected one other name for 'one', got 'vid1' and 'vid2'"):
+        read_aliases(str(tmp_path / "twice.txt"))
+    (tmp_path / "three.txt").write_text("one vid1 x\n")
+    with pytest.raises(ConfigError, match="expected two names on each line"):
+        read_aliases(str(tmp_path / "three.txt"))
+
+
 def test_questions_are_joined_to_the_first_name_that_a_store_knows(tmp_path: Path) -> None:
     """A video that the store does not hold has no store id; it is not dropped."""
     table = read_questions(written(tmp_path / "test_q.json", QUESTIONS))
