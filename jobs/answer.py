@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import tyro
 
-from jobs.cluster import ClusterConfig, check_gpus, cluster, placed, share, through, turn
+from jobs.cluster import ClusterConfig, check_gpus, check_share, cluster, placed, share, through, turn
 from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, check_turns, corpus_cut, joint_space
@@ -46,7 +46,7 @@ class AnswerJob:
     fingerprint: str | None = None
     """Which entries of the store, by the beginning of their fingerprint; needed where it holds several."""
     aliases: str | None = None
-    """CSV, JSONL or Parquet that maps the data set's video names to ids of the store, as MSVD needs."""
+    """Other names of videos: MSVD's youtube_mapping.txt, or CSV, JSONL, Parquet with columns name and video_id."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     engines: int = 1
     """Answering actors."""
@@ -61,8 +61,9 @@ class AnswerJob:
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "engines", "videos_per_unit")
-        if self.gpus_per_engine < 0:
-            raise ConfigError(f"gpus_per_engine must not be negative, got {self.gpus_per_engine}")
+        if self.max_unanswered is not None and self.max_unanswered < 0:
+            raise ConfigError(f"max_unanswered must not be negative, got {self.max_unanswered}")
+        check_share("gpus_per_engine", self.gpus_per_engine)
         if self.answer.engine == "vllm" and self.gpus_per_engine not in (0, 1):
             raise ConfigError(f"the engine vllm takes one whole GPU or none, got gpus_per_engine {self.gpus_per_engine:g}")
 

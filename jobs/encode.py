@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from jobs.cluster import ClusterConfig, check_gpus, cluster, placed, share, source, through, turn
+from jobs.cluster import ClusterConfig, check_gpus, check_share, cluster, placed, share, source, through, turn
 from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.corpus import read_corpus
@@ -68,8 +68,9 @@ class EncodeJob:
             check_seconds(self.segments)
         if self.segments is not None and self.identity == "content":
             raise ConfigError("all segments of a video have its content: encode with --identity name")
-        if self.gpus_per_encoder < 0 or self.max_failed < 0:
-            raise ConfigError("gpus_per_encoder and max_failed must not be negative")
+        if self.max_failed < 0:
+            raise ConfigError(f"max_failed must not be negative, got {self.max_failed}")
+        check_share("gpus_per_encoder", self.gpus_per_encoder)
         if unknown := set(self.retry) - VIDEO_CODES:
             raise ConfigError(f"unknown class to retry {min(unknown)!r}, expected some of {', '.join(sorted(VIDEO_CODES))}")
 

@@ -22,7 +22,8 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.redaction import redact, redact_all, secrets_of
 
 DONE, FAILED, WRONG_SETTING, STOPPED, FAULT = range(5)
-BOX = re.compile(r"[╭╮╰╯│─┃━\x1b]+(?:\[[0-9;]*m)?")
+FRAME = re.compile(r"^\s*[╭╰│|+]+|[╮╯│|+]+\s*$|\x1b\[[0-9;]*m")
+RULE = re.compile(r"[-─━\s]*|(For|Argument) (full )?helptext.*")
 
 J = TypeVar("J")
 Report = dict[str, Any]
@@ -92,8 +93,14 @@ def _parse(job: type[J], prog: str, args: Sequence[str] | None) -> J:
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        text = " ".join(BOX.sub(" ", said.getvalue()).split())
-        raise ConfigError(text.removeprefix("Parsing error ") or f"wrong arguments, see {prog} --help") from error
+        raise ConfigError(_unframed(said.getvalue()) or f"wrong arguments, see {prog} --help") from error
+
+
+def _unframed(box: str) -> str:
+    """Return what stands in a box of tyro's, on one line, without its title, its frame and where to look for help."""
+    lines = [FRAME.sub("", line).strip() for line in box.splitlines()]
+    titled = box.lstrip().startswith(("╭", "+", "\x1b"))
+    return " ".join(" ".join(line for line in lines[titled:] if not RULE.fullmatch(line)).split())
 
 
 def _failed(error: Exception, secrets: frozenset[str]) -> int:

@@ -55,6 +55,12 @@ class StoreJob:
     storage_options: str = "{}"
     """JSON object for fsspec."""
 
+    def __post_init__(self) -> None:
+        if not self.grace_s >= 0:
+            raise ConfigError(f"grace_s must not be negative, got {self.grace_s}")
+        if self.videos_per_file < 1:
+            raise ConfigError(f"videos_per_file must be at least 1, got {self.videos_per_file}")
+
     @property
     def options(self) -> dict[str, Any]:
         """Return the storage options as a mapping."""
@@ -125,8 +131,16 @@ def _verify(job: StoreJob) -> Report:
     return {"store": job.store, **report, "exit_code": DONE if report["ok"] else FAILED}
 
 
+def _opened(job: StoreJob) -> tuple[Any, str]:
+    """Return file system and root of a store, in whatever state. Raises ConfigError where nothing of one is there."""
+    fs, root = open_root(job.store, job.options)
+    if not fingerprints(fs, root) and not any(fs.exists(f"{root}/{part}") for part in ("index", "tokens")):
+        raise ConfigError(f"{job.store}: no token store there (expected specs/<fingerprint>.json)")
+    return fs, root
+
+
 def _repair(job: StoreJob) -> Report:
-    report = repair(*open_root(job.store, job.options)).as_dict()
+    report = repair(*_opened(job)).as_dict()
     return {"store": job.store, **report, "next": NEXT if any(report.values()) else "nothing to do"}
 
 
@@ -152,7 +166,7 @@ def _export(job: StoreJob) -> Report:
 
 
 def _gc(job: StoreJob) -> Report:
-    fs, root = open_root(job.store, job.options)
+    fs, root = _opened(job)
     if job.drop is not None and len([name for name in fingerprints(fs, root) if name.startswith(job.drop)]) != 1:
         raise ConfigError(f"{job.store}: expected --drop to begin exactly one fingerprint, got {job.drop!r}")
     return {"store": job.store, "removed": gc(fs, root, job.grace_s, job.drop)}

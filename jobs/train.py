@@ -68,6 +68,10 @@ def run(job: TrainJob) -> Report:
     torch.manual_seed(job.seed)
     device = device_here(job.device)
     check_present(device)
+    try:
+        Path(job.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{job.out}: expected a folder to write to: {error}") from error
     pool = make_pool(range(TRAINING_SEEDS, TRAINING_SEEDS + job.clips), job.threads)
     logger.info("%d clips rendered", job.clips)
     accuracy = _train(job, pool, device)

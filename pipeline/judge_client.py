@@ -56,7 +56,7 @@ class EndpointConfig:
             raise ConfigError("the judge's URL must not hold a user or a key; name the key's variable with --judge-key-env")
         if self.key is not None and not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
             raise ConfigError("the judge's API key must be printable ASCII without blanks")
-        if self.tries < 1 or self.timeout_s <= 0 or self.pause_s < 0:
+        if self.tries < 1 or not 0 < self.timeout_s < float("inf") or not self.pause_s >= 0:
             raise ConfigError(
                 f"tries and timeout must be positive and pause not negative, got {self.tries}, {self.timeout_s}, {self.pause_s}"
             )

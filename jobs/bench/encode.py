@@ -19,7 +19,9 @@ from jobs.cluster import ClusterConfig, cluster
 from jobs.encode import EncodeJob
 from jobs.launch import Report, launch
 from pipeline.checkpoint import Checkpoint
+from pipeline.device import check_present
 from pipeline.encode import EncodeConfig
+from pipeline.errors import check_at_least_one
 from pipeline.vision import Tower
 
 
@@ -37,6 +39,10 @@ class EncodeBench:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     runner: Literal["local", "ray"] = "local"
     decoders: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "videos", "batch_clips", "decoders")
+        check_present(self.device)
 
 
 def run(job: EncodeBench) -> Report:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from jobs.bench.machine import describe, say
 from jobs.launch import Report, launch
+from pipeline.errors import check_at_least_one
 from pipeline.parquet import open_parquet
 from pipeline.schema import CORPUS, ENCODED
 from pipeline.store import TokenStore
@@ -42,6 +43,9 @@ class StoreBench:
     """Videos of the store that is opened, and of the look for what is left to do."""
     videos_per_unit: int = 64
     """How many of these are committed together, as `framefold encode` has it: so many rows has a fragment."""
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "entries", "tokens", "width", "videos", "videos_per_unit")
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -15,6 +15,7 @@ from jobs.bench.geometry import VISION
 from jobs.bench.machine import describe, say
 from jobs.launch import Report, launch
 from pipeline.device import device_here
+from pipeline.errors import ConfigError, check_at_least_one
 from pipeline.merging import merge_blocks
 from pipeline.vision import DTYPES, blocks_to_run, capture_tower
 from reducers.tome import ToMe, ToMeConfig
@@ -32,6 +33,11 @@ class TomeBench:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     repeat: int = 3
     """Runs of each; the fastest counts."""
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "clips", "repeat")
+        if not self.share or not all(0 < share <= 1 for share in self.share):
+            raise ConfigError(f"expected shares above 0 and at most 1, got {self.share}")
 
 
 @dataclass(frozen=True, kw_only=True)
