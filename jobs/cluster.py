@@ -6,6 +6,7 @@ make that impossible: at most `JOBS` jobs have a turn on a cluster at a time, an
 
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ JOBS = 4
 TURNS = "framefold"
 """Ray namespace of the names that stand for turns."""
 LOOK_AGAIN_S = 1.0
+AUTH = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+"""Variables by which a user decides who may talk to Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ def cluster(config: ClusterConfig) -> Iterator[list[float]]:
         return
     address = config.joined
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    if address == "local" and not AUTH & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray 2.60 would make one and keep it in the home folder
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)

@@ -93,6 +93,18 @@ def test_bad_and_good_videos_on_s3_go_through_ray_to_a_store_on_s3(
     assert finished(start(ray_folder, *encode))["this_run"].keys() == {"seconds"}
 
 
+def test_a_private_ray_needs_no_home_folder(model: str, ray_folder: str, tmp_path: Path) -> None:
+    """Left to itself, Ray keeps a token in the home folder, which containers may not have, and other clusters would find it."""
+    (tmp_path / "file").write_text("nothing can lie below a file")
+    env = {**environment(ray_folder), "HOME": str(tmp_path / "file" / "home")}
+    del env["RAY_AUTH_MODE"]  # a user's environment says nothing
+    flags = ["--store", str(tmp_path / "store"), "--model", model, "--reducer", "spatial(k=4)"]
+    command = [sys.executable, "-m", "jobs.cli", "encode", str(VIDEOS / "unordered.mov"), *flags]
+    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert TokenStore.open(str(tmp_path / "store")).ids() == ["unordered"]
+
+
 def test_a_driver_killed_in_the_middle_loses_nothing_and_doubles_nothing(tmp_path: Path, model: str, ray_folder: str) -> None:
     """kill -9 of the driver and all its workers after the first commit; the same command again completes the store."""
     folder, store = clips(tmp_path / "clips", 24), tmp_path / "store"
