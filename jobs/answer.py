@@ -89,6 +89,7 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, files: bool 
     _check_out(job, store)
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)
+    checkpoint.check_tokenizer()
     if asked["turn"].null_count < asked.num_rows:
         check_turns(job.answer)
     check_selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint))

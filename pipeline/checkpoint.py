@@ -15,9 +15,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, VideoLlavaConfig
 
 from pipeline.errors import ConfigError
+from pipeline.prompts import video_token_id
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -126,6 +127,18 @@ class Checkpoint:
     def llm_digest(self) -> str:
         """Return SHA-256 over projector and language model."""
         return tensors_digest(self.language_tensors())
+
+    def check_tokenizer(self) -> None:
+        """Raise ConfigError unless the tokeniser loads and has the video token where the model expects it.
+
+        Asked on the driver: Ray would start an engine that cannot be built again and again.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a broken file is to transformers
+            raise ConfigError(f"{self.path}: expected the files of a tokeniser: {str(error)[:200]}") from error
+        ids = (self.config.get(name) for name in ("video_token_id", "video_token_index"))
+        video_token_id(tokenizer, next((one for one in ids if one is not None), VideoLlavaConfig().video_token_id))
 
     def spec(self) -> dict[str, Any]:
         """Return what a checkpoint adds to the encode fingerprint, without its path."""

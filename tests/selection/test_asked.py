@@ -115,6 +115,29 @@ def test_answers_do_not_lie_among_the_files_of_the_store(nest: TokenStore, tmp_p
     assert TokenStore.open(nest.root).fingerprint == nest.fingerprint
 
 
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_a_tokeniser_that_cannot_ask_is_refused_before_anything_is_written(
+    nest: TokenStore, tmp_path: Path, runner: str
+) -> None:
+    """On the driver: an engine that cannot be built would be started again and again. Another id, no file, half a file."""
+    model = tmp_path / "model"
+    shutil.copytree(SHAPES, model)
+    (tmp_path / "q.csv").write_text("video_id,question\nshapes_0,what ?\n")
+    given = {"questions": str(tmp_path / "q.csv"), "store": nest.root, "cluster": ClusterConfig(runner=runner)}
+    job = AnswerJob(**given, out=str(tmp_path / "out"), answer=AnswerConfig(model=str(model)))
+    file = model / "tokenizer.json"
+    whole = file.read_text()
+    for content, said in (
+        (whole.replace("<video>", "<film>"), "the tokeniser gives <video> the id"),
+        (None, "expected the files of a tokeniser"),
+        (whole[:1000], "expected the files of a tokeniser"),
+    ):
+        file.unlink() if content is None else file.write_text(content)
+        with pytest.raises(ConfigError, match=said):
+            answer_job.run(job)
+    assert not (tmp_path / "out").exists()
+
+
 def test_turns_that_cannot_be_asked_are_refused_before_the_first_answer(nest: TokenStore, tmp_path: Path) -> None:
     """Not when their unit comes, after all others were answered."""
     (tmp_path / "q.csv").write_text("video_id,question,turn\nshapes_0,what ?,\nshapes_1,what ?,1\n")
