@@ -51,7 +51,7 @@ $(VLLM_STAMP): pyproject.toml requirements.lock Makefile
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(VLLM_STAMP)
 
-bench: install  ## prints the tables of benchmarks/RESULTS.md for this machine
+bench: install  ## store and reducers on this machine; answer, encode, efficiency and tome have commands of their own
 	$(VENV)/bin/framefold bench store
 	$(VENV)/bin/framefold bench reducers
 

@@ -196,3 +196,14 @@ def test_secrets_of_storage_appear_nowhere(model: str, tmp_path: Path) -> None:
     ran = framefold("encode", clip, "--store", store, "--model", model, "--runner", "local", "--storage-options", options)
     assert secret not in ran.stdout + ran.stderr
     assert not any(secret.encode() in path.read_bytes() for path in (tmp_path).rglob("*") if path.is_file())
+
+
+def test_the_list_of_commands_names_what_each_can_do() -> None:
+    """Every verb of `store` and every bench: what is not named is not found."""
+    from typing import get_args, get_type_hints
+
+    from jobs.bench import BENCHES
+    from jobs.store import StoreJob
+
+    for name, verbs in (("store", get_args(get_type_hints(StoreJob)["what"])), ("bench", tuple(BENCHES))):
+        assert set(COMMANDS[name].split(": ")[1].split(", ")) == set(verbs)
