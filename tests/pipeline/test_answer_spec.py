@@ -54,6 +54,16 @@ def test_each_setting_has_answers_of_its_own(model: Path) -> None:
     assert len(set(found.values())) == len(found), found
 
 
+def test_nothing_else_is_in_it(model: Path) -> None:
+    """Whoever adds a field says here that it is one, and above or below what changes it."""
+    spec = spec_of(model)
+    names = {"kind", "encode", "llm_digest", "llm_config", "tokenizer_digest", "prompt", "generation"}
+    names |= {"compute_dtype", "engine"}
+    assert set(spec) == names
+    assert spec["kind"] == "answer"
+    assert set(spec_of(model, select=SelectConfig(budget=8))) == {*names, "selection"}
+
+
 def test_where_and_how_fast_it_runs_is_no_part_of_an_answer(model: Path, tmp_path: Path) -> None:
     """Path, device and batch size; a text tower that no method reads."""
     shutil.copytree(model, tmp_path / "copy")
