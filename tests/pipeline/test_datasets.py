@@ -342,6 +342,12 @@ def test_a_mapping_that_cannot_be_one_is_refused(tmp_path: Path, content: str | 
     assert read_aliases(str(path)) == {"a": "b", "b": "a"}
 
 
+def test_a_mapping_may_know_any_of_the_names(tmp_path: Path) -> None:
+    """Not only the likeliest; no name is told twice."""
+    assert candidate_ids("msvd-qa", "1451", {"1451": "clip"}) == ("vid1451", "1451", "clip")
+    assert candidate_ids("msvd-qa", "1451", {"vid1451": "1451", "1451": "vid1451"}) == ("vid1451", "1451")
+
+
 def test_turns_before_a_question_are_told_apart_by_where_one_ends(tmp_path: Path) -> None:
     """`ab` then `c` is another history than `a` then `bc`; videos have histories of their own; no turn, no history."""
     talks = {"x": ["ab", "c", "same"], "y": ["a", "bc", "same"], "z": ["ab", "c", "same"]}

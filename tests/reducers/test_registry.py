@@ -1,9 +1,13 @@
 """Spec strings: what parses, and what is refused in one line."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import pytest
 
 from reducers.base import ReducerSpecError
 from reducers.registry import names, parameters, parse
+from reducers.spec import Term, arguments
 
 
 @pytest.mark.parametrize("name", names())
@@ -18,6 +22,36 @@ def test_values_are_parsed_by_their_types() -> None:
     """Fractions, booleans, choices, integers."""
     config = parse("prumerge+(ratio=1/8, residual=false, merge=mean, knn=5)").config
     assert (config.ratio, config.residual, config.merge, config.knn) == (0.125, False, "mean", 5)
+    assert parse("prumerge+(residual=TRUE)").config.residual is True
+    assert parse("tome(keep=None, r=2)").config == parse("tome(r=2)").config == parse("tome(keep=none, r=2)").config
+
+
+@pytest.mark.parametrize(
+    "spec", ["alloc+prumerge+", "alloc + prumerge+", "alloc+ prumerge+", " alloc |prumerge+ ", "alloc() + prumerge+()"]
+)
+def test_a_plus_sign_joins_two_names_or_belongs_to_one(spec: str) -> None:
+    """Whatever blanks stand around it."""
+    assert parse(spec).name == "alloc|prumerge+"
+
+
+def test_a_word_that_two_parameters_know_does_not_stand_alone() -> None:
+    """Nobody could tell which one is meant."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        first: Literal["one", "both"] = "one"
+        second: Literal["two", "both"] = "two"
+
+    assert arguments(Term(name="x", arguments="two, first=both"), Config) == {"first": "both", "second": "two"}
+    with pytest.raises(ReducerSpecError, match="unknown parameter 'both'"):
+        arguments(Term(name="x", arguments="both"), Config)
+
+
+@pytest.mark.parametrize("word", ["mean", "'mean'", '"mean"'])
+def test_a_choice_may_stand_in_quotes_and_alone(word: str) -> None:
+    """As shells and people write them; alone where just one parameter has it."""
+    assert parse(f"prumerge+(merge={word})").config.merge == "mean"
+    assert parse("prumerge+(mean)").config == parse("prumerge+(merge=mean)").config
 
 
 @pytest.mark.parametrize(
@@ -29,6 +63,10 @@ def test_values_are_parsed_by_their_types() -> None:
         ("spatial(q=1)", "expected some of k"),
         ("spatial(k=1, k=2)", "twice"),
         ("spatial(k=many)", "expected k to be int"),
+        ("spatial(k=2.0)", "expected k to be int"),
+        ("spatial(k=1/2)", "expected k to be int"),
+        ("evs,visionzip", "expected a reducer"),
+        ("spatial(k=1))", "expected a reducer"),
         ("spatial(k=0)", "k"),
         ("prumerge(ratio=0)", "ratio"),
         ("prumerge(ratio=1/0)", "ratio"),
