@@ -338,6 +338,10 @@ def test_a_mapping_that_cannot_be_one_is_refused(tmp_path: Path, content: str | 
         path.write_text(content)
     with pytest.raises(ConfigError, match=r"mapping\.txt"):
         read_aliases(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    for wrong in (str(path), str(tmp_path), "nope://mapping.txt"):
+        with pytest.raises(ConfigError, match="cannot read"):
+            read_aliases(wrong)
     path.write_text("\na b\n\n")
     assert read_aliases(str(path)) == {"a": "b", "b": "a"}
 
