@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reducers.base import BudgetError, ReducerError
 from reducers.budgets import allocate
 from reducers.hired import HiRed, HiRedConfig, best_attended, frame_scores, region_sums, sheet_layout
-from reducers.hired_image import EARLY, HiRedImageConfig, partition_masks, reduce_image, stitched
+from reducers.hired_image import EARLY, HiRedImageConfig, partition_masks, reduce_image, stitched, sub_budgets
 from reducers.registry import parse
 from tests.reducers.test_invariants import LENGTHS, tokens
 
@@ -169,6 +169,44 @@ def test_the_exchanged_grid_is_an_accident_to_be_asked_for() -> None:
         HiRedImageConfig(swapped_grid=True)
 
 
+def test_an_exchanged_grid_reads_as_the_other_layout_would() -> None:
+    """Three sub-images side by side as if they lay one below the other."""
+    mask = torch.rand(4, 16, generator=torch.Generator().manual_seed(2)) < 0.6
+    swapped = HiRedImageConfig(swapped_grid=True, compat=True)
+    for one, other in (((1, 3), (3, 1)), ((3, 1), (1, 3))):
+        found, expected = stitched(mask, one, (4, 4), None, swapped), stitched(mask, other, (4, 4), None, HiRedImageConfig())
+        assert [part.tolist() for part in found] == [part.tolist() for part in expected]
+        assert [part.tolist() for part in found] != [
+            part.tolist() for part in stitched(mask, one, (4, 4), None, HiRedImageConfig())
+        ]
+
+
+def test_bands_share_by_how_many_of_the_best_lie_in_them() -> None:
+    """Rounded down and at most a whole sub-image; bands must divide the patches."""
+    early, config = torch.arange(16.0).flip(0), HiRedImageConfig(budget_mode="official", alpha=0.625)
+    assert sub_budgets(early, (2, 2), (4, 4), 10, config).tolist() == [6, 3, 0, 0]
+    assert sub_budgets(early, (2, 2), (4, 4), 40, config).tolist() == [16, 13, 0, 0]
+    assert sub_budgets(early, (2, 2), (4, 4), 10, replace(config, alpha=1.0)).tolist() == [0, 0, 0, 0]
+    with pytest.raises(BudgetError, match="3 sub-images must divide"):
+        sub_budgets(early, (1, 3), (4, 4), 10, config)
+
+
+@pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"rate": 1.1}, {"alpha": -0.1}, {"alpha": 1.1}])
+def test_shares_of_a_picture_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    """All of it and nothing for the full image are shares."""
+    with pytest.raises(BudgetError, match="rate in"):
+        HiRedImageConfig(**wrong)
+    assert HiRedImageConfig(rate=1.0, alpha=0.0).alpha == 0
+
+
+def test_a_picture_with_a_value_that_is_not_finite_is_refused() -> None:
+    """Never a silent choice by NaN."""
+    seen = tokens(3, (5,))
+    seen.features[2, 3, 1] = math.nan
+    with pytest.raises(ReducerError, match="frame 2"):
+        reduce_image(seen, (2, 2), HiRedImageConfig())
+
+
 @pytest.mark.parametrize("layout", [(2, 2), (1, 3)])
 def test_a_picture_keeps_the_patches_of_its_masks(layout: tuple[int, int]) -> None:
     """Partition by partition, or stitched; every token says which patch of which partition it is."""
@@ -185,11 +223,13 @@ def test_a_picture_keeps_the_patches_of_its_masks(layout: tuple[int, int]) -> No
         assert torch.equal(reduced.features, seen.features.flatten(0, 1)[reduced.anchor.long()])
         assert reduced.owner is not None
         assert reduced.owner[reduced.anchor.long()].tolist() == list(range(len(reduced.features)))
+        assert int((reduced.owner >= 0).sum()) == len(reduced.features)
 
 
 def test_a_picture_alone_keeps_its_best_attended() -> None:
     """And a layout that is not what was encoded is refused."""
     seen, config = tokens(3, (1,)), HiRedImageConfig(rate=0.3)
-    assert torch.equal(reduce_image(seen, (0, 0), config).anchor, parse("hired(rate=0.3)").reduce(seen).anchor)
+    for order in ("partition", "stitched"):
+        assert torch.equal(reduce_image(seen, (0, 0), config, order=order).anchor, parse("hired(rate=0.3)").reduce(seen).anchor)
     with pytest.raises(ReducerError, match="expected 5 partitions"):
         reduce_image(seen, (2, 2), config)
