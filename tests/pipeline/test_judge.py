@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.judge import SYSTEM, JudgeConfig, Judged, Verdict, judge, messages, verdict, verdict_of
+from pipeline.judge import SYSTEM, TASK, JudgeConfig, Judged, Verdict, judge, messages, verdict, verdict_of
 from pipeline.judge_client import LONGEST_BODY_BYTES, Endpoint, EndpointConfig, retry_after_s
 from pipeline.judge_store import Case, ReplyStore
 from tests import judge_server as does
@@ -75,7 +75,10 @@ def test_another_model_wording_or_setting_is_asked_anew(server: JudgeServer, tmp
     asked(server, (str(tmp_path), {}))
     assert asked(server, (str(tmp_path), {}), concurrency=1, tries=1).requests == 0
     assert asked(server, (str(tmp_path), {}), request={"max_tokens": 9}).requests == 3
-    monkeypatch.setattr("pipeline.judge.SYSTEM", SYSTEM + " Be kind.")
+    for name, text in (("SYSTEM", SYSTEM), ("TASK", TASK)):
+        monkeypatch.setattr(f"pipeline.judge.{name}", text + " Be kind.")
+        assert asked(server, (str(tmp_path), {})).requests == 3
+    monkeypatch.setattr("pipeline.judge.PROMPT_VERSION", 99)
     assert asked(server, (str(tmp_path), {})).requests == 3
 
 
@@ -97,6 +100,7 @@ def test_the_request_is_a_chat_with_question_reference_and_prediction(server: Ju
 TWICE: dict[str, list[Fault]] = {
     "429": [does.body(b"slow down", 429)] * 2,
     "429 with a date": [does.body(b"", 429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")] * 2,
+    "408 and 425": [does.body(b"", 408), does.body(b"", 425)],
     "500": [does.body(b"oops", 500), does.body(b"<html>", 503)],
     "garbage": [does.body(b"\xff\x00 not json"), does.body(b"[" * 100_000)],
     "json that is no completion": [does.body(b'{"choices": []}'), does.body(b'{"choices": [{"message": {"content": null}}]}')],
@@ -178,6 +182,46 @@ def test_an_endpoint_that_is_down_is_given_up(server: JudgeServer, tmp_path: Pat
     assert set(judged.failed.values()) == {"HTTP 500", "not asked"}
 
 
+def test_failures_between_replies_are_no_endpoint_that_is_down(server: JudgeServer, tmp_path: Path) -> None:
+    """However many they are: only a row of them ends a run."""
+    many = [(f"question {i}", "a", f"p{i}") for i in range(40)]
+    server.faults = {f"p{i}": [does.body(b"filtered", 400)] for i in range(0, 40, 2)}
+    judged = asked(server, (str(tmp_path), {}), many, concurrency=1)
+    assert not judged.gave_up
+    assert (len(judged.replies), set(judged.failed.values())) == (20, {"HTTP 400"})
+
+
+class Hurried(threading.Event):
+    """Takes down how long somebody would wait, and lets nobody wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        return self.is_set()
+
+
+@pytest.mark.parametrize(("header", "pause"), [("7", 7.0), ("3600", 60.0), ("0", 0.0)])
+def test_a_pause_is_as_long_as_the_server_asks_for_up_to_a_minute(server: JudgeServer, header: str, pause: float) -> None:
+    """Nobody waits after the last try."""
+    server.always = does.body(b"", 429, Retry_After=header)
+    stop = Hurried()
+    found = Endpoint(config(server, tries=3).endpoint, stop).ask({"messages": messages(CASES[0])}, bool)
+    assert (found.reason, found.requests, stop.waits) == ("HTTP 429", 3, [pause] * 2)
+
+
+def test_without_a_word_of_the_server_each_pause_is_about_twice_the_last(server: JudgeServer) -> None:
+    """Half of it to one and a half, and no base above a minute."""
+    server.always = does.body(b"", 503)
+    stop = Hurried()
+    Endpoint(config(server, tries=12, pause_s=1.0).endpoint, stop).ask({"messages": messages(CASES[0])}, bool)
+    bases = [min(60.0, 2.0**at) for at in range(11)]
+    assert all(0.5 * base <= wait <= 1.5 * base for base, wait in zip(bases, stop.waits, strict=True))
+    assert len({wait / base for base, wait in zip(bases, stop.waits, strict=True)}) > 1
+
+
 def test_nobody_listens_and_every_question_says_so(tmp_path: Path) -> None:
     """A refused connection is a fault like others: bounded tries, then named."""
     endpoint = EndpointConfig(url="http://127.0.0.1:9/v1", tries=2, pause_s=0)
@@ -251,6 +295,48 @@ def test_folding_leaves_one_file_with_every_reply(server: JudgeServer, place: tu
     assert ReplyStore(place[0], how.spec(), place[1]).read().keys() == set(CASES)
 
 
+def reply_of(case: Case, body: str = "{}") -> dict[str, Any]:
+    question, answer, prediction = case
+    return {"question": question, "answer": answer, "prediction": prediction, "bodies": [body]}
+
+
+def test_folding_again_never_takes_away_what_it_wrote(tmp_path: Path) -> None:
+    """A run was killed while it removed the single files: the next fold writes the same file, and leaves it there."""
+    store = ReplyStore(str(tmp_path), {"kind": "judge"})
+    for case in CASES[:2]:
+        store.add(reply_of(case))
+    store.fold()
+    store.add(reply_of(CASES[0]))
+    assert store.fold().keys() == store.read().keys() == set(CASES[:2])
+    assert len(list(Path(store.folder).iterdir())) == 1
+
+
+def test_two_replies_to_one_case_are_always_the_same_one(tmp_path: Path) -> None:
+    """Two runs asked at once: the smaller one counts, before a fold and after it, whichever file is read first."""
+    for at, bodies in enumerate((("a", "b"), ("b", "a"), ("1", "2"), ("c", "d"), ("e", "f"), ("x", "y"))):
+        store = ReplyStore(str(tmp_path / str(at)), {"kind": "judge"})
+        for body in bodies:
+            store.add(reply_of(CASES[0], body))
+        assert store.read()[CASES[0]]["bodies"] == [min(bodies)]
+        assert store.fold()[CASES[0]]["bodies"] == store.read()[CASES[0]]["bodies"] == [min(bodies)]
+
+
+def test_a_file_that_keeps_vanishing_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    """It is looked for again, as another run may have folded it; a name without a file behind it stays one."""
+    store = ReplyStore(str(tmp_path), {"kind": "judge"})
+    store.add(reply_of(CASES[0]))
+    (Path(store.folder) / f"{'0' * 64}.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match="keep vanishing"):
+        store.read()
+
+
+def test_a_file_that_another_run_removed_is_removed(tmp_path: Path) -> None:
+    """Two runs may fold at once."""
+    store = ReplyStore(str(tmp_path), {"kind": "judge"})
+    store._remove(f"{store.folder}/gone.jsonl")
+    assert store.read() == {}
+
+
 def test_a_reply_that_was_changed_on_storage_is_not_believed(server: JudgeServer, tmp_path: Path) -> None:
     """Files are named by their content; an edited verdict stops the run."""
     asked(server, (str(tmp_path), {}))
@@ -307,6 +393,10 @@ def test_a_server_may_say_how_long_to_wait(header: str | None, seconds: float | 
         ({"url": "host:8000"}, "http:// or https://"),
         ({"url": "http://user:pw@host/v1"}, "must not hold a user"),
         ({"url": "http://h/v1", "key": "a\nb"}, "printable ASCII"),
+        ({"url": "http://h/v1", "key": "schl\u00fcssel"}, "printable ASCII"),
+        ({"url": "http://h/v1", "key": "two words"}, "without blanks"),
+        ({"url": "http://h/v1", "timeout_s": 0}, "must be positive"),
+        ({"url": "http://h/v1", "pause_s": -1}, "not negative"),
         ({"url": "http://h/v1", "tries": 0}, "must be positive"),
     ],
 )
@@ -318,7 +408,11 @@ def test_a_wrong_setting_of_the_endpoint_is_refused_without_repeating_secrets(wr
     assert "a\nb" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [{"model": " "}, {"concurrency": 0}, {"request": {"stream": True}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"model": " "}, {"concurrency": 0}, *({"request": {name: 2}} for name in ("stream", "n", "messages", "model"))],
+    ids=str,
+)
 def test_a_wrong_setting_of_the_judge_is_refused(wrong: dict[str, Any]) -> None:
     """Streams and several choices are not what we read."""
     with pytest.raises(ConfigError):

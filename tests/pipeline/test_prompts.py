@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.prompts import ONE_WORD, PromptTemplate, split_at_video, split_prompt, video_token_id
+from pipeline.prompts import ONE_WORD, PromptTemplate, split_at_video, split_prompt, turn_text, video_token_id
 from pipeline.shapes.model import VIDEO, build_tokenizer
 
 
@@ -60,3 +60,16 @@ def test_a_tokeniser_without_the_video_token_is_refused() -> None:
         video_token_id(build_tokenizer(), 32001)
     with pytest.raises(ConfigError, match="no video token"):
         split_at_video([1, 2, 3], VIDEO)
+
+
+def test_a_later_turn_is_written_as_the_first_one_is() -> None:
+    """Without system text and video, with the instruction, its white space tidied."""
+    assert turn_text(PromptTemplate(), " and  then\n what ") == "USER: and then what ASSISTANT:"
+    original = PromptTemplate(style="original", instruction=ONE_WORD)
+    assert turn_text(original, "who") == f"USER: who\n{ONE_WORD} ASSISTANT:"
+
+
+def test_a_prompt_is_split_at_its_first_video() -> None:
+    """A second one, in a question, stays where it is said."""
+    split = split_at_video([1, 9, 2, 9, 3], 9)
+    assert (split.prefix, split.suffix) == ((1,), (2, 9, 3))
