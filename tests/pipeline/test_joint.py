@@ -112,6 +112,20 @@ def test_a_long_question_is_cut_before_the_token_that_ends_it(space: JointSpace)
     assert (len(seen[0]) < room, len(seen[1])) == (True, room)
 
 
+def test_a_tokeniser_that_ends_questions_itself_ends_them_once(tower: Path, space: JointSpace) -> None:
+    """CLIP's own does, Llama's does not: the same vector."""
+    shutil.copy(SHAPES / "tokenizer_config.json", tower)
+    content = json.loads((SHAPES / "tokenizer.json").read_text())
+    end = space._text[1].eos_token
+    content["post_processor"]["single"].append({"SpecialToken": {"id": end, "type_id": 0}})
+    content["post_processor"]["special_tokens"][end] = {"id": end, "ids": [space._text[1].eos_token_id], "tokens": [end]}
+    (tower / "tokenizer.json").write_text(json.dumps(content))
+    other = JointSpace.open(OPENED, str(tower))
+    assert other._text[1]("red")["input_ids"] == [*space._text[1]("red")["input_ids"], space._text[1].eos_token_id]
+    for question in ("red circle", "circle " * 500):
+        assert torch.equal(other.embed([question]), space.embed([question]))
+
+
 def test_a_tokeniser_of_its_own_is_read_before_the_checkpoints(tower: Path, space: JointSpace) -> None:
     """With other words for the same ids a question is another one."""
     for name in ("tokenizer.json", "tokenizer_config.json"):

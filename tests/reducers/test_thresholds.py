@@ -108,3 +108,11 @@ def test_shares_lie_between_nothing_and_all() -> None:
         Shares(static=1.0)
     with pytest.raises(ReducerError, match="two frames or more"):
         above(torch.zeros(0), 0.5)
+
+
+@pytest.mark.parametrize("name", ["static", "cut"])
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
+def test_shares_that_no_threshold_can_have_are_refused(name: str, share: float) -> None:
+    """All and nothing are none."""
+    with pytest.raises(ReducerError, match=r"shares in \(0, 1\)"):
+        Shares(**{name: share})

@@ -11,8 +11,9 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.vision import Tower
 from reducers.base import BudgetError, ReducerError
 from reducers.registry import parse
-from reducers.tome import ToMeConfig, even_schedule, match, merge, schedule
+from reducers.tome import ToMe, ToMeConfig, even_schedule, match, merge, schedule
 from tests.models import tiny_checkpoint
+from tests.reducers.test_invariants import tokens
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +153,20 @@ def test_it_goes_through_the_encode_stage(tmp_path: Path) -> None:
 
     stage = Encode(EncodeConfig(model=tiny_checkpoint(tmp_path / "m"), reducer="tome(keep=5)", device="cpu"))
     assert [row["shape"] for row in stage(clips(2)).to_pylist()] == [[40, 32], [40, 32]]
+
+
+@given(seed=st.integers(0, 999))
+def test_a_token_says_where_the_patches_behind_it_are_on_average(seed: int) -> None:
+    """Its frame counts from the beginning of its own clip, whoever shares the batch."""
+    seen, draw = tokens(seed, (2, 3)), torch.Generator().manual_seed(seed)
+    slot_FN = torch.stack([torch.randperm(16, generator=draw) % 5 for _ in range(5)])
+    size_FK = torch.nn.functional.one_hot(slot_FN, 5).sum(1).float()
+    reduced = ToMe(ToMeConfig(keep=5)).reduced(seen, torch.randn(5, 5, 8, generator=draw), size_FK, slot_FN)
+    assert reduced.frame.tolist() == [frame for frames in (2, 3) for frame in range(frames) for _ in range(5)]
+    for at in range(25):
+        behind = [patch for patch in range(16) if int(slot_FN[at // 5, patch]) == at % 5]
+        rows, columns = [patch // 4 for patch in behind], [patch % 4 for patch in behind]
+        want = [int(reduced.frame[at]), sum(rows) / len(rows), sum(columns) / len(columns)]
+        torch.testing.assert_close(reduced.position[at], torch.tensor(want, dtype=torch.float32))
+        assert int(reduced.anchor[at]) == int(reduced.frame[at]) * 16 + min(behind)
+        assert float(reduced.size[at]) == len(behind)
