@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import CLIP_MEAN, CLIP_STD, Checkpoint, tensors_digest
 from pipeline.errors import ConfigError
 from tests.models import tiny_checkpoint
 
@@ -24,6 +24,44 @@ def test_a_checkpoint_is_opened_with_its_geometry(path: Path) -> None:
     assert opened.layer == -2
     assert opened.preprocessing().side_px == 32
     assert opened.load_tower().config.hidden_size == 32
+
+
+@pytest.mark.parametrize(
+    ("given", "side"),
+    [
+        ({"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 48}}, 24),
+        ({"crop_size": 24, "size": 48}, 24),
+        ({"size": {"shortest_edge": 48}}, 48),
+        ({"size": {"height": 48, "width": 48}}, 48),
+        ({"size": 48}, 48),
+        ({}, 32),
+    ],
+)
+def test_the_side_of_a_frame_is_what_is_cropped_to(path: Path, tmp_path: Path, given: dict[str, object], side: int) -> None:
+    """In every form that transformers has written it, else as the tower was built."""
+    shutil.copytree(path, tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(given))
+    assert Checkpoint.open(str(tmp_path / "model")).preprocessing().side_px == side
+
+
+def test_mean_and_deviation_are_the_files_or_those_of_clip(path: Path, tmp_path: Path) -> None:
+    """Each by itself."""
+    shutil.copytree(path, tmp_path / "model")
+    opened = Checkpoint.open(str(tmp_path / "model"))
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
+    assert (opened.preprocessing().mean, opened.preprocessing().std) == ((0.1, 0.2, 0.3), CLIP_STD)
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"image_std": [0.1, 0.2, 0.3]}')
+    assert (opened.preprocessing().mean, opened.preprocessing().std) == (CLIP_MEAN, (0.1, 0.2, 0.3))
+
+
+def test_digests_tell_apart_what_has_the_same_bytes() -> None:
+    """Another name, type or shape of the same numbers is another tensor; so are two tensors where one ended elsewhere."""
+    zeros = torch.zeros(4, 2)
+    given = [
+        [("a", zeros)], [("b", zeros)], [("a", zeros.view(2, 4))], [("a", zeros.int())],
+        [("a", zeros.half()), ("b", zeros.half())], [("a", zeros[:2]), ("a", zeros[2:])], [("a", zeros), ("b", zeros[:0])],
+    ]  # fmt: skip
+    assert len({tensors_digest(one) for one in given}) == len(given)
 
 
 def test_digests_do_not_depend_on_sharding_or_style_of_names(path: Path, tmp_path: Path) -> None:
@@ -80,7 +118,22 @@ def test_what_is_not_video_llava_is_refused_in_one_line(path: Path, tmp_path: Pa
     damaged = tmp_path / "damaged"
     shutil.copytree(path, damaged)
     (damaged / "model.safetensors").write_bytes(b"x" * 100)
-    said = {empty: "config.json", llama: "'llama'", broken: "JSON", pickled: "safetensors", damaged: "cannot be read"}
+    listed = tmp_path / "listed"
+    listed.mkdir()
+    (listed / "config.json").write_text("[]")
+    towerless = tmp_path / "towerless"
+    shutil.copytree(path, towerless)
+    weights = load_file(towerless / "model.safetensors")
+    save_file({name: one for name, one in weights.items() if "video_tower" not in name}, towerless / "model.safetensors")
+    lost = tmp_path / "lost"
+    shutil.copytree(path, lost)
+    (lost / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part7.safetensors"}}))
+    said = {
+        listed: "model_type video_llava",
+        towerless: "tensors of a video tower",
+        lost: "part7.safetensors, which is not there",
+    }
+    said |= {empty: "config.json", llama: "'llama'", broken: "JSON", pickled: "safetensors", damaged: "cannot be read"}
     for folder, words in said.items():
         with pytest.raises(ConfigError) as caught:
             Checkpoint.open(str(folder))

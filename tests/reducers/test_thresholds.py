@@ -93,6 +93,9 @@ def test_thresholds_give_the_shares_that_were_asked_for(static: float) -> None:
         ("magic", "unknown reducer"),
         ("holitom(tau=0.5)", "leave it out"),
         ("holitom(ratio=0.5)", "leave it out"),
+        ("flashvid(segment_tau=0.5)", "segment_tau is what calibration finds"),
+        ("flashvid(tau_mode=quantile, tau=0.9)", "leave it out"),
+        ("holitom( tau_mode = absolute )", "tau_mode is what calibration finds"),
         ("static(keep=64)|hired", "leave it out"),
     ],
 )
@@ -116,3 +119,24 @@ def test_shares_that_no_threshold_can_have_are_refused(name: str, share: float) 
     """All and nothing are none."""
     with pytest.raises(ReducerError, match=r"shares in \(0, 1\)"):
         Shares(**{name: share})
+
+
+def flat(**values: float) -> Sample:
+    names = ("same_place", "frames", "frame_vectors", "patches")
+    return Sample(values={name: torch.full((8,), values.get(name, 0.5)).double() for name in names}, patches=16)
+
+
+def test_each_method_is_cut_where_it_compares() -> None:
+    """fastvid by its CLS rows, flashvid by mean patches."""
+    drawn = flat(frames=0.25, frame_vectors=0.75)
+    assert calibrated("fastvid", drawn, 0.25, Shares())[1] == {"tau": 0.75}
+    assert calibrated("flashvid", drawn, 0.25, Shares())[1] == {"tau": 0.5, "segment_tau": 0.25}
+
+
+def test_thresholds_are_what_the_spec_says_to_the_last_digit() -> None:
+    """Six digits, and no uniqueness below nothing where rounding leaves a cosine above 1."""
+    for cosine in (0.123457, 0.3, 0.7, 1.000001):
+        spec, found = calibrated("unicomp", flat(frames=cosine, patches=cosine), 0.25, Shares())
+        assert found == dict.fromkeys(found, max(0.0, round(1 - cosine, 6)))
+        config = parse(spec).config
+        assert (config.frame_uniqueness, config.spatial_uniqueness) == tuple(found.values())
