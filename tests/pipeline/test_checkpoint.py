@@ -44,6 +44,18 @@ def test_the_side_of_a_frame_is_what_is_cropped_to(path: Path, tmp_path: Path, g
     assert Checkpoint.open(str(tmp_path / "model")).preprocessing().side_px == side
 
 
+def test_the_layer_is_the_last_but_one_where_nobody_says(path: Path, tmp_path: Path) -> None:
+    """As Video-LLaVA was trained."""
+    shutil.copytree(path, tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    for given, layer in (
+        ({**config, "vision_feature_layer": -3}, -3),
+        ({k: v for k, v in config.items() if "layer" not in k}, -2),
+    ):
+        (tmp_path / "model" / "config.json").write_text(json.dumps(given))
+        assert Checkpoint.open(str(tmp_path / "model")).layer == layer
+
+
 def test_mean_and_deviation_are_the_files_or_those_of_clip(path: Path, tmp_path: Path) -> None:
     """Each by itself."""
     shutil.copytree(path, tmp_path / "model")
@@ -133,7 +145,13 @@ def test_what_is_not_video_llava_is_refused_in_one_line(path: Path, tmp_path: Pa
         towerless: "tensors of a video tower",
         lost: "part7.safetensors, which is not there",
     }
-    said |= {empty: "config.json", llama: "'llama'", broken: "JSON", pickled: "safetensors", damaged: "cannot be read"}
+    said |= {
+        empty: "config.json",
+        llama: "'llama'",
+        broken: "JSON",
+        pickled: "pickled weights are not read",
+        damaged: "cannot be read",
+    }
     for folder, words in said.items():
         with pytest.raises(ConfigError) as caught:
             Checkpoint.open(str(folder))

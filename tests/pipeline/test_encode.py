@@ -1,5 +1,6 @@
 """Clips to stored columns: right bytes, right failures, and a fingerprint that misses nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.decode import Decode, DecodeConfig
-from pipeline.encode import Encode, EncodeConfig, encode_spec
+from pipeline.encode import Encode, EncodeConfig, _clips, _not_finite, encode_spec
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.fingerprint import fingerprint
 from pipeline.local import encode_units
 from pipeline.schema import DECODED, ENCODED
 from pipeline.store import Commit, TokenStore
+from reducers.base import VisualTokens
+from reducers.fit import ATTENTION
 from tests.models import tiny_checkpoint
 from tests.tables import corpus
 
@@ -96,9 +99,10 @@ def test_what_float16_cannot_hold_is_a_failure_not_an_infinity(model: str) -> No
 def test_frames_of_another_side_stop_the_job(model: str) -> None:
     """A wrong setting, not a bad video."""
     stage = Encode(EncodeConfig(model=model, reducer="none", device="cpu"))
-    row = {**clips(1).to_pylist()[0], "frames": bytes(1000)}
-    with pytest.raises(PipelineError, match="32 x 32"):
-        stage(pa.Table.from_pylist([row], schema=DECODED))
+    for frames in (bytes(1000), b""):
+        row = {**clips(1).to_pylist()[0], "frames": frames}
+        with pytest.raises(PipelineError, match="32 x 32"):
+            stage(pa.Table.from_pylist([row], schema=DECODED))
 
 
 @pytest.mark.parametrize("spec", ["nonsense", "prumerge+(ratio=0)", "spatial(k=x)", "spatial(q=1)"])
@@ -107,6 +111,62 @@ def test_wrong_reducers_are_refused_before_anything_is_read(model: str, spec: st
     with pytest.raises(ConfigError) as caught:
         encode_spec(EncodeConfig(model=model, reducer=spec, device="cpu"), DecodeConfig(), Checkpoint.open(model))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"batch_clips": 0}, "batch_clips must be at least 1, got 0"),
+        ({"compute_dtype": "int8"}, "got 'int8'"),
+        ({"clip_space": True, "reducer": "tome(keep=8)"}, "tome merges them inside it"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -> None:
+    """Before a model is looked for."""
+    with pytest.raises(ConfigError, match=said):
+        EncodeConfig(model="m", **wrong)
+    assert EncodeConfig(model="m", batch_clips=1, clip_space=True).batch_clips == 1
+
+
+def test_auto_is_half_precision_on_a_gpu_and_full_without_one() -> None:
+    """What was asked for by name stays."""
+    assert EncodeConfig(model="m").on("cuda:1").compute_dtype == "float16"
+    assert EncodeConfig(model="m").on("cpu").compute_dtype == "float32"
+    assert EncodeConfig(model="m", compute_dtype="bfloat16").on("cuda").compute_dtype == "bfloat16"
+
+
+def seen_by_hand() -> VisualTokens:
+    """Three clips of 1, 2 and 3 frames; each number says which frame it is of."""
+    frame = torch.arange(6.0)
+    return VisualTokens(
+        features=frame[:, None, None].expand(6, 4, 3).clone(),
+        cls=frame[:, None].expand(6, 3).clone(),
+        grid=(2, 2),
+        clip_ptr=torch.tensor([0, 1, 3, 6]),
+        captures={ATTENTION: frame[:, None].expand(6, 4).clone()},
+    )
+
+
+@pytest.mark.parametrize("where", ["features", "cls", "captures"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_clip_with_one_number_that_is_none_is_found(where: str, value: float) -> None:
+    """Among patches, CLS rows and what was captured; the others of its batch are not touched."""
+    seen = seen_by_hand()
+    assert _not_finite(seen) == set()
+    rows = seen.captures[ATTENTION] if where == "captures" else getattr(seen, where)
+    rows[2].view(-1)[-1] = value
+    assert _not_finite(seen) == {1}
+    assert _not_finite(replace(seen, cls=None)) == (set() if where == "cls" else {1})
+
+
+def test_clips_that_are_left_keep_their_frames_and_lengths() -> None:
+    """Whichever is taken out."""
+    left = _clips(seen_by_hand(), [0, 2])
+    assert left.clip_ptr.tolist() == [0, 1, 4]
+    assert left.cls is not None
+    for rows in (left.features[:, 0, 0], left.cls[:, 0], left.captures[ATTENTION][:, 0]):
+        assert rows.tolist() == [0.0, 3.0, 4.0, 5.0]
+    assert _clips(replace(seen_by_hand(), cls=None), [1]).clip_ptr.tolist() == [0, 2]
 
 
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
