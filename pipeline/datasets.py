@@ -226,7 +226,11 @@ def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) ->
 
 
 def _alias_lines(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    lines = [line.split() for line in _content(path, storage_options).decode(errors="replace").splitlines() if line.strip()]
+    try:
+        text = _content(path, storage_options).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    lines = [line.split() for line in text.splitlines() if line.strip()]
     if not lines or not all(len(line) == 2 for line in lines):
         raise ConfigError(f"{path}: expected two names on each line")
     return [(one, other) for one, other in lines]
