@@ -123,14 +123,39 @@ def _parse(content: bytes, suffix: str) -> list[Record]:
         return list(from_parquet(content).to_pylist())
     text = content.decode("utf-8-sig")
     if suffix in (".jsonl", ".ndjson"):
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return _json_lines(text)
     if suffix in (".csv", ".tsv"):
-        header = text.split("\n", 1)[0]
-        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in header else ","))
+        return _separated(text)
     if suffix == ".json":
         rows = json.loads(text)
         return rows if isinstance(rows, list) else [rows]
     raise ValueError("expected .json, .jsonl, .csv, .tsv or .parquet")
+
+
+def _json_lines(text: str) -> list[Record]:
+    """Return the object of each line. Only a line feed ends one: JSON strings may hold U+2028 and U+0085 as they are."""
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+    return found
+
+
+def _separated(text: str) -> list[Record]:
+    """Return the rows of a file with a header. A row with more fields than that has lost its quotes, and is refused."""
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    found = []
+    for record in reader:
+        if None in record:
+            fields = len(reader.fieldnames or ())
+            raise ValueError(f"line {reader.line_num}: expected {fields} fields, got more; quote a text that has {delimiter!r}")
+        found.append(record)
+    return found
 
 
 def detect_layout(records: list[Record], path: str) -> Layout:

@@ -291,6 +291,37 @@ def test_a_file_that_cannot_be_used_is_the_operators_to_mend(tmp_path: Path, nam
     assert name in str(caught.value)
 
 
+def test_only_a_line_feed_ends_a_line_of_jsonl(tmp_path: Path) -> None:
+    """Our own answers.jsonl holds what a model said as it is, U+2028 and U+0085 among it."""
+    text = "what\u2028is\u0085this\x0c"
+    path = tmp_path / "q.jsonl"
+    path.write_bytes((json.dumps({"video_id": "a", "question": text}, ensure_ascii=False) + "\r\n").encode())
+    assert read_questions(str(path))["question"].to_pylist() == [text]
+
+
+def test_a_bad_line_of_jsonl_is_named_by_its_number(tmp_path: Path) -> None:
+    """The position that the parser tells is within the line."""
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"video_id": "a", "question": "b"}\n\n{"video_id": "a",\n')
+    with pytest.raises(ConfigError, match="line 3: "):
+        read_questions(str(path))
+
+
+def test_a_row_with_more_fields_than_the_header_is_refused_not_cut(tmp_path: Path) -> None:
+    """A comma in a question without quotes would cut the question."""
+    path = tmp_path / "q.csv"
+    path.write_text("video_id,question\na,why\nb,what, really?\n")
+    with pytest.raises(ConfigError, match="line 3: expected 2 fields, got more"):
+        read_questions(str(path))
+
+
+def test_a_long_field_of_a_csv_is_read(tmp_path: Path) -> None:
+    """Python's own limit is 131,072 characters, which a question with a transcript in it may pass."""
+    path = tmp_path / "q.csv"
+    path.write_text("video_id,question\na," + "x" * 200_000 + "\n")
+    assert len(read_questions(str(path))["question"][0].as_py()) == 200_000
+
+
 def test_a_missing_file_and_an_unknown_data_set_say_so(tmp_path: Path) -> None:
     """Both messages name what was given."""
     with pytest.raises(ConfigError, match="no such file"):
