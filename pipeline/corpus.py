@@ -1,11 +1,12 @@
 """What to encode: a directory, a glob or a manifest becomes a table of videos. Nothing is opened, only listed."""
 
 import json
+import logging
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -17,6 +18,8 @@ from pipeline.patience import patiently
 from pipeline.schema import CORPUS
 from pipeline.segments import escaped, file_of, span_of
 from pipeline.sources import check_protocol, local_path, source_hint
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}" for name in (
@@ -55,7 +58,7 @@ def _listing(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict[
         raise ConfigError(f"{spec}: no such directory, file or bucket") from error
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{spec}: cannot be listed: {type(error).__name__}: {error}") from error
-    files = {name: info for name, info in found.items() if info["type"] == "file"}
+    files = {name: info for name, info in _through_links(found).items() if info["type"] == "file"}
     root = _root(path) if pattern else (path.rstrip("/") if path not in files else str(PurePosixPath(path).parent))
     ids = _ids({name: str(PurePosixPath(name).relative_to(root)) if root else name for name in files})
     return [
@@ -77,7 +80,33 @@ def _files_below(fs: Any, path: str) -> Mapping[str, Any]:
         raise FileNotFoundError(path)
     if set(found) == {path}:
         return found
-    return {name: info for name, info in found.items() if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES}
+    return {
+        name: info
+        for name, info in found.items()
+        if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES or (info.get("islink") and Path(name).is_dir())
+    }
+
+
+def _through_links(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a listing with what local links lead to in their place; a link that leads nowhere is a file all the same.
+
+    The decode stage gives that one its class. Links to directories are told of and not followed: they may go round. Any: as
+    fsspec has it, which calls every link `other`, with the size of its target and the time of the link.
+    """
+    seen = {name: _target(name, info) if info.get("islink") else info for name, info in found.items()}
+    folders = [name for name, info in seen.items() if info["type"] == "directory" and found[name].get("islink")]
+    if folders:
+        logger.warning("%d links to directories are not followed, such as %s", len(folders), folders[0])
+    return seen
+
+
+def _target(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        known = Path(name).stat()
+    except OSError:
+        return {**info, "type": "file"}
+    kind = "file" if stat.S_ISREG(known.st_mode) else "directory" if stat.S_ISDIR(known.st_mode) else "other"
+    return {**info, "type": kind, "size": known.st_size, "mtime": known.st_mtime}
 
 
 def _root(pattern: str) -> str:

@@ -107,3 +107,29 @@ def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
     """A typo in a path must not look like a finished job."""
     with pytest.raises(ConfigError, match="at least one video"):
         read_corpus(str(tmp_path))
+
+
+def test_links_to_videos_are_videos(tmp_path: Path) -> None:
+    """As in a data set of links into a shared store; size and time are those of the file, so that its change is seen."""
+    touch(tmp_path, "real/a.mp4")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "b.mp4").symlink_to(tmp_path / "real" / "a.mp4")
+    for spec in (f"{tmp_path}/links", f"{tmp_path}/links/*.mp4", f"{tmp_path}/links/b.mp4"):
+        table = read_corpus(spec)
+        assert table["video_id"].to_pylist() == ["b"]
+        assert table["source_hint"].to_pylist() == read_corpus(f"{tmp_path}/real")["source_hint"].to_pylist()
+
+
+def test_a_link_that_leads_nowhere_is_listed_for_the_decode_stage_to_class(tmp_path: Path) -> None:
+    """A disk that is not mounted is no reason to leave its videos out in silence."""
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    assert read_corpus(str(tmp_path))["video_id"].to_pylist() == ["a", "gone"]
+
+
+def test_a_link_to_a_directory_is_told_of_and_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It could lead back above itself."""
+    touch(tmp_path, "corpus/a.mp4")
+    (tmp_path / "corpus" / "round").symlink_to(tmp_path / "corpus")
+    assert read_corpus(f"{tmp_path}/corpus")["video_id"].to_pylist() == ["a"]
+    assert "1 links to directories are not followed" in caplog.text
