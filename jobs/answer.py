@@ -19,9 +19,10 @@ import tyro
 from jobs.cluster import ClusterConfig, check_gpus, check_share, cluster, placed, share, through, turn
 from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
+from pipeline.aliases import read_aliases
 from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, check_turns, corpus_cut, joint_space
 from pipeline.answers import AnswerStore, CommitAnswers, units
-from pipeline.datasets import join_videos, read_aliases, read_questions, with_history
+from pipeline.datasets import join_videos, read_questions, with_history
 from pipeline.errors import ConfigError, check_at_least_one
 from pipeline.filesystem import open_root
 from pipeline.selection import check_selection

@@ -20,12 +20,13 @@ import tyro
 from jobs.launch import exit_code, json_object, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline import metrics
-from pipeline.datasets import Record, dataset_of, optional_text, read_questions, read_records
+from pipeline.datasets import dataset_of, read_questions
 from pipeline.errors import ConfigError
 from pipeline.judge import JudgeConfig, judge
 from pipeline.judge_client import EndpointConfig
 from pipeline.judge_scores import judged_rows, summary
 from pipeline.judge_store import ReplyStore
+from pipeline.records import Record, optional_text, read_records
 
 logger = logging.getLogger(__name__)
 

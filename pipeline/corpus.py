@@ -12,9 +12,9 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from pipeline.datasets import optional_text, read_records
 from pipeline.errors import ConfigError
 from pipeline.patience import patiently
+from pipeline.records import optional_text, read_records
 from pipeline.schema import CORPUS
 from pipeline.segments import escaped, file_of, span_of
 from pipeline.sources import check_protocol, local_path, source_hint

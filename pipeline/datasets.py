@@ -4,36 +4,29 @@ Layouts are told apart by their columns, data sets by their video names; `datase
 Multiple-choice files (TGIF-QA action and transition) are refused: there is nothing open-ended to answer in them.
 """
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.parquet import from_parquet
+from pipeline.records import Record, optional_text, read_records, required_text
 
 DATASETS = ("activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain")
 ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
 TGIF_TYPES = ("object", "number", "color", "location")
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """Files of rows that can be read."""
 QUESTION_WORDS = ("what", "who", "how", "when", "where")
 QUESTIONS = pa.schema(
     [*((name, pa.string()) for name in ("question_id", "video_id", "question", "answer", "type")), ("turn", pa.int32())]
 )
 """`turn`: place of the question in a conversation about its video; null where it is asked by itself."""
-
-Record = dict[str, Any]
-"""One row of a question or answer file; Any, as it is whatever the file holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +67,10 @@ def read_questions(
         raise ConfigError(f"unknown data set {dataset!r}, expected auto or one of {', '.join(DATASETS)}")
     records = read_records(path, storage_options)
     layout = detect_layout(records, path)
-    names = [_text(record, layout.video, path) for record in records]
+    names = [required_text(record, layout.video, path) for record in records]
     if dataset == "auto":
         dataset = layout.dataset or guess_dataset(names, path)
-    texts = [_text(record, "question", path) for record in records]
+    texts = [required_text(record, "question", path) for record in records]
     ids = question_ids(records, layout, names, texts, path)
     sibling = answers or _sibling_answers(path, storage_options)
     if sibling is not None:
@@ -93,69 +86,6 @@ def read_questions(
 def dataset_of(questions: pa.Table) -> str:
     """Return the data set that `read_questions` recognised; `plain` for a table made elsewhere."""
     return str((questions.schema.metadata or {}).get(b"framefold.dataset", b"plain").decode())
-
-
-def read_records(path: str, storage_options: Mapping[str, Any] | None = None) -> list[Record]:
-    """Read the rows of a .json list, .jsonl, .csv, .tsv or .parquet file. Raises ConfigError if there are none."""
-    content = _content(path, storage_options)
-    suffix = PurePosixPath(path).suffix.lower()
-    try:
-        records = _parse(content, suffix)
-    except (ValueError, pa.ArrowInvalid, csv.Error) as error:
-        raise ConfigError(f"cannot read {path} as {suffix or 'a file without a suffix'}: {error}") from error
-    if not records or not all(isinstance(record, dict) for record in records):
-        raise ConfigError(f"{path}: expected a list of one or more objects")
-    return records
-
-
-def _content(path: str, storage_options: Mapping[str, Any] | None) -> bytes:
-    try:
-        with fsspec.open(path, "rb", **(storage_options or {})) as file:
-            return bytes(file.read())
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError(f"cannot read {path}: no such file") from error
-    except (OSError, ValueError, ImportError) as error:  # storage, malformed URLs, protocols without a driver
-        raise ConfigError(f"cannot read {path}: {type(error).__name__}: {error}") from error
-
-
-def _parse(content: bytes, suffix: str) -> list[Record]:
-    if suffix == ".parquet":
-        return list(from_parquet(content).to_pylist())
-    text = content.decode("utf-8-sig")
-    if suffix in (".jsonl", ".ndjson"):
-        return _json_lines(text)
-    if suffix in (".csv", ".tsv"):
-        return _separated(text)
-    if suffix == ".json":
-        rows = json.loads(text)
-        return rows if isinstance(rows, list) else [rows]
-    raise ValueError("expected .json, .jsonl, .csv, .tsv or .parquet")
-
-
-def _json_lines(text: str) -> list[Record]:
-    """Return the object of each line. Only a line feed ends one: JSON strings may hold U+2028 and U+0085 as they are."""
-    found = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
-    return found
-
-
-def _separated(text: str) -> list[Record]:
-    """Return the rows of a file with a header. A row with more fields than that has lost its quotes, and is refused."""
-    csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    found = []
-    for record in reader:
-        if None in record:
-            fields = len(reader.fieldnames or ())
-            raise ValueError(f"line {reader.line_num}: expected {fields} fields, got more; quote a text that has {delimiter!r}")
-        found.append(record)
-    return found
 
 
 def detect_layout(records: list[Record], path: str) -> Layout:
@@ -195,7 +125,7 @@ def question_ids(records: list[Record], layout: Layout, names: list[str], texts:
     """Return one unique id per row: the file's own, else one made from video and question so that order is free."""
     column = next((name for name in layout.ids if name in records[0]), None)
     if column is not None:
-        ids = [_text(record, column, path) for record in records]
+        ids = [required_text(record, column, path) for record in records]
     else:
         ids = list(_numbered(_made_id(name, text) for name, text in zip(names, texts, strict=True)))
     repeated = [question_id for question_id, count in Counter(ids).items() if count > 1]
@@ -215,11 +145,6 @@ def type_name(dataset: str, raw: object, question: str) -> str | None:
     return names[int(str(raw))]
 
 
-def optional_text(value: object) -> str | None:
-    """Return a JSON value as text, None as None: some files hold numbers where others hold words."""
-    return None if value is None else str(value)
-
-
 def candidate_ids(dataset: str, video_name: str, aliases: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the names a video may have in a corpus, likeliest first.
 
@@ -235,52 +160,12 @@ def candidate_ids(dataset: str, video_name: str, aliases: Mapping[str, str] | No
     return tuple(dict.fromkeys(named + others))
 
 
-def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Read pairs of names as a dict that leads from either name to the other.
-
-    JSON, CSV and Parquet files have columns name and video_id, and several names may mean one video. Other files have two
-    names on a line, as MSVD's youtube_mapping.txt (`name vidN`). Raises ConfigError where one name means two videos.
-    """
-    read = _alias_rows if PurePosixPath(path).suffix.lower() in SUFFIXES else _alias_lines
-    pairs = read(path, storage_options)
-    found: dict[str, str] = {}
-    for one, other in pairs:
-        if found.setdefault(one, other) != other:
-            raise ConfigError(f"{path}: expected one other name for {one!r}, got {found[one]!r} and {other!r}")
-    return {**{other: one for one, other in reversed(pairs)}, **found}
-
-
-def _alias_lines(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    try:
-        text = _content(path, storage_options).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    lines = [line.split() for line in text.splitlines() if line.strip()]
-    if not lines or not all(len(line) == 2 for line in lines):
-        raise ConfigError(f"{path}: expected two names on each line")
-    return [(one, other) for one, other in lines]
-
-
-def _alias_rows(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    records = read_records(path, storage_options)
-    if not {"name", "video_id"} <= records[0].keys():
-        raise ConfigError(f"{path}: expected columns name and video_id, got {sorted(map(str, records[0]))}")
-    return [(_text(record, "name", path), _text(record, "video_id", path)) for record in records]
-
-
 def join_videos(questions: pa.Table, known: Collection[str], aliases: Mapping[str, str] | None = None) -> pa.Table:
     """Add `store_id`, the first candidate name of each video that is in `known`, or null if none is."""
     known, dataset = set(known), dataset_of(questions)
     names = questions["video_id"].to_pylist()
     found = {n: next((c for c in candidate_ids(dataset, n, aliases) if c in known), None) for n in set(names)}
     return questions.append_column("store_id", pa.array([found[name] for name in names], pa.string()))
-
-
-def _text(record: Record, column: str, path: str) -> str:
-    value = record.get(column)
-    if value is None:
-        raise ConfigError(f"{path}: a row has no {column}: {str(record)[:120]}")
-    return str(value)
 
 
 def _turn(record: Record, path: str) -> int | None:
@@ -336,8 +221,8 @@ def _with_answers(records: list[Record], ids: list[str], path: str, storage_opti
     found: dict[str, Record] = {}
     for row in read_records(path, storage_options):
         column = "question_id" if "question_id" in row else "id"
-        question_id = _text(row, column, path)
-        answer = {"answer": _text(row, "answer", path), **({"type": row["type"]} if "type" in row else {})}
+        question_id = required_text(row, column, path)
+        answer = {"answer": required_text(row, "answer", path), **({"type": row["type"]} if "type" in row else {})}
         if found.setdefault(question_id, answer) != answer:
             raise ConfigError(f"{path}: question {question_id!r} has two different answers")
     if found.keys().isdisjoint(ids):

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.aliases import read_aliases
 from pipeline.datasets import (
     candidate_ids,
     dataset_of,
     join_videos,
-    read_aliases,
     read_questions,
     type_name,
     with_history,

@@ -1,0 +1,41 @@
+"""Other names of videos, from a file."""
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.records import SUFFIXES, content_of, read_records, required_text
+
+
+def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Read pairs of names as a dict that leads from either name to the other.
+
+    JSON, CSV and Parquet files have columns name and video_id, and several names may mean one video. Other files have two
+    names on a line, as MSVD's youtube_mapping.txt (`name vidN`). Raises ConfigError where one name means two videos.
+    """
+    read = _alias_rows if PurePosixPath(path).suffix.lower() in SUFFIXES else _alias_lines
+    pairs = read(path, storage_options)
+    found: dict[str, str] = {}
+    for one, other in pairs:
+        if found.setdefault(one, other) != other:
+            raise ConfigError(f"{path}: expected one other name for {one!r}, got {found[one]!r} and {other!r}")
+    return {**{other: one for one, other in reversed(pairs)}, **found}
+
+
+def _alias_lines(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    try:
+        text = content_of(path, storage_options).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    if not lines or not all(len(line) == 2 for line in lines):
+        raise ConfigError(f"{path}: expected two names on each line")
+    return [(one, other) for one, other in lines]
+
+
+def _alias_rows(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    records = read_records(path, storage_options)
+    if not {"name", "video_id"} <= records[0].keys():
+        raise ConfigError(f"{path}: expected columns name and video_id, got {sorted(map(str, records[0]))}")
+    return [(required_text(record, "name", path), required_text(record, "video_id", path)) for record in records]
