@@ -22,6 +22,21 @@ from pipeline.schema import INDEX
 TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE", "DAMAGED", "KILLED"})
 """Failures of storage or of the machine rather than of a video: tried again in every run."""
 DIGEST = "^[0-9a-f]{64}$"
+DISTINCT = frozenset(
+    {
+        "video_id",
+        "uri",
+        "source_hint",
+        "error",
+        "row_group",
+        "offset",
+        "payload_sha256",
+        "source_sha256",
+        "source_bytes",
+        "stored_id",
+    }
+)
+"""Columns in which a fragment's rows seldom agree."""
 RECENT = 4096
 """Rows that are kept beside the packed ones before all are packed again: a commit must not cost a look at every video."""
 TRIES = 5
@@ -118,7 +133,7 @@ class Index:
 def fragment(rows: list[dict[str, Any]]) -> bytes:
     """Return the file of a fragment; equal rows give equal bytes."""
     table = pa.Table.from_pylist(rows, schema=INDEX).sort_by("video_id")
-    return to_parquet(table if table["stored_id"].null_count < len(table) else table.drop_columns("stored_id"))
+    return to_parquet(table if table["stored_id"].null_count < len(table) else table.drop_columns("stored_id"), DISTINCT)
 
 
 def parse_fragment(path: str, content: bytes) -> pa.Table:

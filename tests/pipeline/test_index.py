@@ -15,6 +15,7 @@ from pipeline.errors import StoreError
 from pipeline.filesystem import open_root
 from pipeline.index import Index, fragment, parse_fragment, resolve
 from pipeline.packed import ROWS_PER_BLOCK, PackedRows
+from pipeline.parquet import to_parquet
 from pipeline.schema import INDEX
 from tests.tables import corpus
 
@@ -115,6 +116,17 @@ def test_a_fragment_survives_its_file(tmp_path: Path) -> None:
     content = fragment(rows)
     name = hashlib.sha256(content).hexdigest()
     assert parse_fragment(f"{name}.parquet", content).to_pylist() == rows
+
+
+def test_a_fragment_packed_in_another_way_is_read(tmp_path: Path) -> None:
+    """As earlier versions wrote them, beside one of today."""
+    fs, root = open_root(str(tmp_path))
+    rows = [listed("a"), listed("b", error="x\n", source_hint=None)]
+    content = to_parquet(pa.Table.from_pylist(rows, schema=INDEX).drop_columns("stored_id"))
+    assert content != fragment(rows)
+    (tmp_path / f"{hashlib.sha256(content).hexdigest()}.parquet").write_bytes(content)
+    Index(fs, root).append([listed("c")])
+    assert Index(fs, root).rows.to_pylist() == [*rows, listed("c")]
 
 
 def test_an_older_generation_that_is_seen_later_does_not_win(tmp_path: Path) -> None:
