@@ -132,7 +132,7 @@ def test_sub_images_spend_what_the_full_image_leaves(seed: int, layout: tuple[in
         assert kept.all() or not kept.any() or row[kept].min() >= row[~kept].max()
 
 
-PICTURES = [((2, 2), None), ((1, 2), (32, 64)), ((2, 2), (48, 64)), ((2, 1), (64, 24))]
+PICTURES = [((2, 2), None), ((1, 2), (32, 64)), ((2, 2), (48, 64)), ((2, 1), (64, 24)), ((2, 1), (64, 16))]
 
 
 @pytest.mark.parametrize(("layout", "image"), PICTURES)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reducers.base import BudgetError, ReducerError, VisualTokens
 from reducers.fit import Clip, clips_of
 from reducers.nest import Nest, ask, budget_for, common_gain, fold, tail_of
-from reducers.nest_order import NestConfig, Superset, build, evidence
+from reducers.nest_order import NestConfig, Superset, build, directions, evidence, kernel
 from tests.reducers.test_fit import COPIES, LENGTHS, related
 from tests.reducers.test_invariants import tokens
 
@@ -168,6 +168,79 @@ def test_a_question_chooses_within_the_superset(seed: int, budget: int, prefer: 
     assert (found.anchor.diff() > 0).all()
     assert (found.size > 0).all()
     assert float(found.size.sum()) <= len(given_.holder)
+
+
+def asked_by_hand(
+    given_: Superset, relevance: torch.Tensor, budget: int, sign: int
+) -> tuple[dict[int, torch.Tensor], dict[int, int]]:
+    """Section 7.3 rank by rank: features of what is left and how many patches each holds, by anchor."""
+    ranks, held = range(len(given_.id)), given_.holder.tolist()
+    z = (relevance - relevance.mean()).double()
+    z = z / z.square().mean().sqrt()
+    mass = [round(math.exp(sign * min(3.0, max(-2.0, float(one)))) * 2**16) / 2**16 for one in z]
+    size = torch.tensor([float(held.count(rank)) for rank in ranks])[:, None]
+    unit = directions(given_.features, (size * given_.features).sum(0) / size.sum())
+    like = kernel(unit, given_.id // (len(held) // given_.frames), given_.frames, CONFIG).tolist()
+    kept = list(range((budget + 1) // 2))
+    while len(kept) < budget:
+        best = [max(like[one][at] for one in kept) for at in ranks]
+        gain = {one: sum(m * max(0.0, k - b) for m, k, b in zip(mass, like[one], best, strict=True)) for one in ranks}
+        kept.append(max((one for one in ranks if one not in kept), key=lambda one: (gain[one], -one)))
+    y, w, goes = [*given_.features], given_.weight.tolist(), {one: one for one in kept}
+    for rank in sorted(set(ranks) - set(kept), reverse=True):
+        parent = int(given_.parent[rank])
+        into = parent if parent in kept else max(sorted(kept), key=lambda one: (like[rank][one], -one))
+        if bool(given_.link[rank]) if parent in kept else float(unit[rank] @ unit[into]) >= CONFIG.gate:
+            y[into] = (w[into] * y[into] + CONFIG.omega * w[rank] * y[rank]) / (w[into] + CONFIG.omega * w[rank])
+            w[into] += CONFIG.omega * w[rank]
+            goes[rank] = into
+    anchors = given_.id.tolist()
+    counts = {anchors[one]: sum(goes.get(rank) == one for rank in held) for one in kept}
+    return {anchors[one]: y[one] for one in kept}, counts
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("prefer", "sign"), [("like", 1), ("unlike", -1)])
+def test_a_question_chooses_and_folds_as_a_loop_over_ranks(seed: int, prefer: str, sign: int) -> None:
+    """With one rank far more relevant than the others, so that relevance is cut off at both ends."""
+    given_ = Nest(CONFIG).supersets(related(seed, (4,)))[0]
+    relevance = torch.randn(len(given_.id), generator=torch.Generator().manual_seed(seed))
+    relevance[15], relevance[18] = 40.0, -40.0
+    for budget in (1, 5, 8):
+        found = ask(given_, relevance, budget, CONFIG, prefer)
+        features, counts = asked_by_hand(given_, relevance, budget, sign)
+        assert found.anchor.tolist() == sorted(features)
+        torch.testing.assert_close(found.features, torch.stack([features[at] for at in sorted(features)]), atol=1e-5, rtol=1e-4)
+        assert found.size.tolist() == [counts[at] for at in sorted(counts)]
+
+
+def test_a_budget_of_nothing_is_one_rank() -> None:
+    """A clip is never empty; all ranks where more are asked for."""
+    given_, _ = stored_one(3)
+    assert torch.equal(fold(given_, 0, 0.25).id, given_.id[:1])
+    assert torch.equal(fold(given_, 0, 0.25).features, fold(given_, 1, 0.25).features)
+    assert torch.equal(fold(given_, 999, 0.25).features, given_.features)
+
+
+def test_what_is_dropped_is_held_by_nobody() -> None:
+    """Nor is what it had taken in; what is linked goes where its parent went."""
+    given_, _ = stored_one(5)
+    link = given_.link.clone()
+    link[12:18] = False
+    folded = fold(replace(given_, link=link), 8, 0.25)
+
+    def goes(rank: int) -> int:
+        return rank if rank < 8 else goes(int(given_.parent[rank])) if rank >= 0 and link[rank] else -1
+
+    assert folded.holder.tolist() == [goes(rank) if rank >= 0 else -1 for rank in given_.holder.tolist()]
+    assert -1 in folded.holder.tolist()
+
+
+def test_later_gains_count_at_most_as_much_as_those_before_them() -> None:
+    """Turns of frames leave gains that rise again: a cut must not have holes."""
+    gain = torch.tensor([0.5, 0.1, 0.3, 0.2, 0.05, 0.15])
+    assert tail_of(gain, 1).tolist() == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.05])
+    assert tail_of(gain, 6).tolist() == []
 
 
 def test_a_question_brings_in_what_it_is_about() -> None:
