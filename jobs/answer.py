@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import tyro
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class AnswerJob:
     """Answer every question of a file that has no answer yet, from stored tokens."""
 
-    questions: tyro.conf.Positional[str]
+    questions: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="QUESTIONS")]
     """Question file of a data set, or JSONL, CSV, Parquet with video_id, question[, question_id, answer]."""
     store: str
     """Root of the token store; any fsspec URL."""

@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -28,7 +28,7 @@ ENOUGH = 200
 class CalibrateJob:
     """Print thresholds of similarity for a corpus and a tower, and specs with them to paste."""
 
-    corpus: tyro.conf.Positional[str]
+    corpus: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CORPUS")]
     """Directory, glob or manifest (.parquet, .csv, .jsonl with video_id, uri); any fsspec URL."""
     model: str
     """Directory or hub id of a Video-LLaVA checkpoint (safetensors)."""

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ChatJob:
     """Ask about one stored video, turn by turn: each line of the input is a turn, an empty line or its end stops."""
 
-    video: tyro.conf.Positional[str]
+    video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]
     """Id of a committed video, as `framefold store ls` shows it, or the path it was encoded from."""
     store: str
     """Root of the token store; any fsspec URL."""

@@ -15,7 +15,7 @@ COMMANDS = {
     "reducers": "list the reducers with their parameters",
     "shapes": "write a corpus of moving shapes: MP4 files with questions and answers",
     "train": "train the bundled model from nothing",
-    "bench": "measure this machine: answer, encode, efficiency, store, reducers, tome",
+    "bench": "measure this machine: store, answer, encode, steps, efficiency, reducers, tome",
     "demo": "the whole pipeline on generated videos, with the bundled model",
 }
 

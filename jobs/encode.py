@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,7 +35,7 @@ STEP = 8
 class EncodeJob:
     """Encode every video of a corpus that the token store does not hold yet."""
 
-    corpus: tyro.conf.Positional[str]
+    corpus: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CORPUS")]
     """Directory, glob or manifest (.parquet, .csv, .jsonl with video_id, uri); any fsspec URL."""
     store: str
     """Root of the token store; any fsspec URL."""

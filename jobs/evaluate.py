@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,7 @@ SHOWN_IDS = 10
 class EvaluateJob:
     """Score a file of predictions against the answers of a data set."""
 
-    predictions: tyro.conf.Positional[str]
+    predictions: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PREDICTIONS")]
     """Parquet, JSONL, CSV or JSON list with question_id and prediction (or answer); any fsspec URL."""
     questions: str
     """The data set's question file; any fsspec URL."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -19,7 +20,7 @@ TRAINING_SEEDS = 1_000_000
 class ShapesJob:
     """Write short MP4 files of moving shapes, with questions and answers in ActivityNet-QA's layout."""
 
-    out: tyro.conf.Positional[str]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Folder for videos/, test_q.json and test_a.json."""
     videos: int = 24
     """How many."""

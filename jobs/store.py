@@ -34,9 +34,9 @@ class StoreJob:
 
     what: tyro.conf.Positional[Literal["ls", "stats", "show", "verify", "repair", "compact", "gc", "retry", "export"]]
     """What to do."""
-    store: tyro.conf.Positional[str]
+    store: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STORE")]
     """Root of the token store; any fsspec URL."""
-    video: tyro.conf.Positional[str | None] = None
+    video: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[VIDEO]")] = None
     """For show: the video; without one the encode spec is shown."""
     fingerprint: str | None = None
     """Which entries, by the beginning of their fingerprint; stats, verify, compact and retry take all by default."""
@@ -173,8 +173,9 @@ def _gc(job: StoreJob) -> Report:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run from the command line."""
-    return launch(StoreJob, run, "framefold store", args)
+    """Run from the command line. Help is that of all verbs, also behind one: tyro would leave the verb out of its usage."""
+    given = list(sys.argv[1:] if args is None else args)
+    return launch(StoreJob, run, "framefold store", ["--help"] if {"-h", "--help"} & set(given) else given)
 
 
 if __name__ == "__main__":

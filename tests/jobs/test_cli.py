@@ -65,6 +65,21 @@ def test_every_command_has_help_with_its_flags(name: str) -> None:
     assert f"framefold {name}" in ran.stdout
 
 
+def test_what_help_and_errors_call_a_positional_is_its_name() -> None:
+    """`STR` would tell nobody that a corpus is missing."""
+    assert "[OPTIONS] CORPUS\n" in framefold("encode", "--help").stdout
+    assert "CORPUS" in framefold("encode", "--store", "x", "--model", "y").stderr
+    assert "[OPTIONS] QUESTIONS\n" in framefold("answer", "--help").stdout
+
+
+def test_help_behind_a_verb_of_the_store_shows_the_verb_in_its_usage() -> None:
+    """What is shown can be typed."""
+    ran = framefold("store", "gc", "--help")
+    assert ran.returncode == 0
+    usage = " ".join(ran.stdout.split("\n\n")[0].split())
+    assert usage.endswith("{ls,stats,show,verify,repair,compact,gc,retry,export} STORE [VIDEO]")
+
+
 WRONG = {
     "an unknown command": (["encoed"], ["unknown command", "encode"]),
     "an unknown flag": (["encode", "{videos}", "--store", "{out}", "--model", "{model}", "--bogus", "1"], ["bogus"]),
