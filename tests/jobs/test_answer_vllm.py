@@ -1,12 +1,9 @@
 """The choice of engine, from the command line to the answer file."""
 
 import json
-import os
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,23 +13,16 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.engine import TransformersEngine
 from pipeline.engine_vllm import VllmEngine
 from pipeline.errors import ConfigError
+from tests import command
+from tests.command import ROOT, report
 
-ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "pipeline" / "shapes" / "checkpoint")
 INSTALLED = find_spec("vllm") is not None
 
 
 def framefold(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", **env}
-    command = [sys.executable, "-m", "jobs.cli", *args]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
-def report(ran: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert ran.stdout, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+    """The command with threads that vLLM does not bind to cores."""
+    return command.framefold(*args, VLLM_CPU_OMP_THREADS_BIND="nobind", **env)
 
 
 def encoded(folder: Path) -> list[str]:

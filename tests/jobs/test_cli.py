@@ -1,40 +1,25 @@
 """The command line: wrong input is one line and exit 2 with nothing written; reports are JSON on the last line."""
 
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jobs.cli import COMMANDS
 from pipeline.store import TokenStore
+from tests.command import ROOT, environment, framefold, report
 from tests.models import tiny_checkpoint
 from tests.tables import SPEC
 
-ROOT = Path(__file__).parents[2]
 VIDEOS = ROOT / "tests" / "videos"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_checkpoint(tmp_path_factory.mktemp("cli") / "tiny")
-
-
-def framefold(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **env}
-    command = [sys.executable, "-m", "jobs.cli", *args]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
-def report(ran: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert ran.stdout, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
 
 
 def one_line(ran: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -184,10 +169,8 @@ def test_a_terminated_run_says_so_and_the_next_one_completes_it(model: str, tmp_
     store = str(tmp_path / "store")
     args = ["encode", str(clips), "--store", store, "--model", model, "--runner", "local", "--reducer", "spatial(k=4)"]
     args += ["--videos-per-unit", "4", "--batch-clips", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    job = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *args], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "jobs.cli", *args]
+    job = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
     index = tmp_path / "store" / "index"
     deadline = time.monotonic() + 120
     while not list(index.rglob("*.parquet")) and time.monotonic() < deadline:

@@ -1,7 +1,6 @@
 """What SECURITY.md promises of code, tried: nothing that is read is run."""
 
 import ast
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import TokenStore
-from tests.security.command import ROOT
+from tests.command import ROOT, environment
 from tests.tables import SPEC, encoded, row
 
 MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle", "code", "codeop"}
@@ -100,6 +99,5 @@ def test_the_audit_hook_sees_a_pickle() -> None:
 
 
 def python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *args]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +15,9 @@ from pipeline.care import compact, gc, repair
 from pipeline.filesystem import open_root
 from pipeline.store import TokenStore
 from pipeline.verify import verify
+from tests.command import framefold, report
 from tests.http_server import http_server
-from tests.staleness.encoding import REDUCER, ROOT, VIDEOS, encoded_by, job, padded, put
+from tests.staleness.encoding import REDUCER, VIDEOS, encoded_by, job, padded, put
 
 Place = tuple[str, dict[str, Any]]
 
@@ -167,17 +166,8 @@ def test_questions_are_joined_by_the_new_name(model: str, tmp_path: Path) -> Non
     run(job(clips, store, model))
     (clips / "old.mov").rename(clips / "new.mov")
     where = ["--store", store, "--model", model, "--runner", "local"]
-    told = framefold("encode", str(clips), *where, "--reducer", REDUCER, "--identity", "content")
+    told = report(framefold("encode", str(clips), *where, "--reducer", REDUCER, "--identity", "content"))
     assert (told["committed"], told["same_content"], told["exit_code"]) == (1, 1, 0)
     asked = {"video_id": "new", "question": "what is it", "question_id": "1"}
     (tmp_path / "q.jsonl").write_text(json.dumps(asked))
-    assert framefold("answer", str(tmp_path / "q.jsonl"), *where, "--out", out)["statuses"] == {"ok": 1}
-
-
-def framefold(*args: str) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jobs.cli", *args]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ran.stdout, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+    assert report(framefold("answer", str(tmp_path / "q.jsonl"), *where, "--out", out))["statuses"] == {"ok": 1}

@@ -1,0 +1,27 @@
+"""The command line as a user runs it: a process of its own, and the report on the last line of what it says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's variables, with our tree before any installed one and one thread for each library."""
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
+
+
+def framefold(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.cli", *args]
+    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, check=False)
+
+
+def report(ran: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert ran.stdout, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
