@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 
 from tests import s3
+from tests.judge_server import JudgeServer, judge_server
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -33,6 +34,23 @@ def bucket(s3_port: int) -> tuple[str, dict[str, Any]]:
     if not fs.exists("tests"):
         fs.mkdir("tests")
     return f"s3://tests/{uuid.uuid4().hex}", options
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    """A real HTTP server that judges."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with judge_server() as found:
+        yield found
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from threads, and on a busy machine waiting for them is 100 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])

@@ -1,10 +1,8 @@
 """Scoring with a judge beside the offline scores, over real HTTP, with kills and a key."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,9 @@ from pipeline.errors import ConfigError
 from pipeline.judge import JudgeConfig
 from pipeline.judge_client import EndpointConfig
 from tests import judge_server as does
+from tests.command import ROOT, environment
 from tests.jobs.scored import QUESTIONS, written
 from tests.judge_server import JudgeServer
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with does.judge_server() as found:
-        yield found
-
 
 SAID = [{"question_id": "q1", "answer": "Yes"}, {"question_id": "q2", "answer": "three"}]
 
@@ -166,17 +157,24 @@ def test_the_key_is_never_printed(
     assert "secret-k" not in said.out + said.err
 
 
+THIRTY = [
+    {"question_id": f"q{i}", "video_id": "a", "question": f"question {i}?", "answer": "yes", "prediction": f"said {i}"}
+    for i in range(30)
+]
+
+
+def judging(server: JudgeServer, path: str, **pipes: Any) -> subprocess.Popen[Any]:
+    """Score a file of questions and predictions in a process of its own, three requests at a time."""
+    flags = [path, "--questions", path, "--judge-url", server.url, "--judge-model", "m", "--judge-concurrency", "3"]
+    command = [sys.executable, "-m", "jobs.evaluate", *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
+
+
 def test_a_judging_run_that_is_killed_loses_only_the_requests_in_flight(server: JudgeServer, tmp_path: Path) -> None:
     """kill -9 while the server holds three replies back: what came before is kept, the next run asks for the rest."""
-    rows = [
-        {"question_id": f"q{i}", "video_id": "a", "question": f"question {i}?", "answer": "yes", "prediction": f"said {i}"}
-        for i in range(30)
-    ]
-    path = written(tmp_path / "q.json", rows)
-    flags = [path, "--questions", path, "--judge-url", server.url, "--judge-model", "m", "--judge-concurrency", "3"]
+    path = written(tmp_path / "q.json", THIRTY)
     server.let(12)
-    command = [sys.executable, "-m", "jobs.evaluate", *flags]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=os.environ, stderr=subprocess.DEVNULL)
+    process = judging(server, path, stderr=subprocess.DEVNULL)
     server.wait_for(15)
     process.kill()
     process.wait()
@@ -191,17 +189,9 @@ def test_a_judging_run_that_is_killed_loses_only_the_requests_in_flight(server: 
 
 def test_a_judging_run_that_is_terminated_says_so_and_keeps_what_came(server: JudgeServer, tmp_path: Path) -> None:
     """SIGTERM ends with 3 once the requests in flight are answered; judged.jsonl tells what was not asked."""
-    rows = [
-        {"question_id": f"q{i}", "video_id": "a", "question": f"question {i}?", "answer": "yes", "prediction": f"said {i}"}
-        for i in range(30)
-    ]
-    path = written(tmp_path / "q.json", rows)
-    flags = [path, "--questions", path, "--judge-url", server.url, "--judge-model", "m", "--judge-concurrency", "3"]
+    path = written(tmp_path / "q.json", THIRTY)
     server.let(12)
-    command = [sys.executable, "-m", "jobs.evaluate", *flags]
-    process = subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = judging(server, path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     server.wait_for(15)
     process.terminate()
     assert process.stderr is not None
@@ -214,5 +204,5 @@ def test_a_judging_run_that_is_terminated_says_so_and_keeps_what_came(server: Ju
     assert (report["judge"]["judged"], report["judge"]["faults"]) == (15, {"not asked": 15})
     assert report["judge"]["this_run"]["stopped"]
     judged = [json.loads(line) for line in Path(f"{path}.judge/judged.jsonl").read_text().splitlines()]
-    assert [row["question_id"] for row in judged] == [row["question_id"] for row in rows]
+    assert [row["question_id"] for row in judged] == [row["question_id"] for row in THIRTY]
     assert len(server.requests) == 15

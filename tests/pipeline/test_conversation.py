@@ -1,6 +1,5 @@
 """A conversation reads each word once and still answers as a model that reads everything again at every turn."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,7 @@ from tests.pipeline.test_engine import engine, width_of
 from tests.tables import SPEC, encoded, failed, row
 
 TURNS = ["what is it", "who runs over there in the green field", "how many are there", "yes or no"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,6 @@ from tests import judge_server as does
 from tests.judge_server import Fault, JudgeServer
 
 CASES: list[Case] = [("is it red?", "yes", "Yes"), ("how many?", "2", "three"), ("what is it?", "dog", "dog")]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with does.judge_server() as found:
-        yield found
 
 
 def config(server: JudgeServer, concurrency: int = 2, request: Mapping[str, Any] | None = None, **changes: Any) -> JudgeConfig:

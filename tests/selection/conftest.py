@@ -1,10 +1,8 @@
 """The stores that all tests of selection read."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.joint import JointSpace
@@ -13,11 +11,8 @@ from tests.selection.stored import SHAPES, encoded
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def quick(one_thread: None) -> None:
+    """The models here are small."""
 
 
 @pytest.fixture(scope="package")
