@@ -65,8 +65,12 @@ class AnswerJob:
         if self.max_unanswered is not None and self.max_unanswered < 0:
             raise ConfigError(f"max_unanswered must not be negative, got {self.max_unanswered}")
         check_share("gpus_per_engine", self.gpus_per_engine)
-        if self.answer.engine == "vllm" and self.gpus_per_engine not in (0, 1):
-            raise ConfigError(f"the engine vllm takes one whole GPU or none, got gpus_per_engine {self.gpus_per_engine:g}")
+        wanted = self.answer.vllm.tensor_parallel_size
+        if self.answer.engine == "vllm" and self.gpus_per_engine not in (0, wanted):
+            raise ConfigError(
+                "the engine vllm takes whole GPUs, as many as tensor_parallel_size, or none: "
+                f"expected gpus_per_engine 0 or {wanted}, got {self.gpus_per_engine:g}"
+            )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -91,11 +95,15 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, files: bool 
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)
     checkpoint.check_tokenizer()
+    config = _placed(job)
+    if config.engine == "vllm":
+        from pipeline.engine_vllm import check_vllm
+
+        check_vllm(checkpoint, config.device, config.vllm)
     if asked["turn"].null_count < asked.num_rows:
         check_turns(job.answer)
     check_selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint))
     cut = corpus_cut(job.answer, store, [name for name in set(asked["store_id"].to_pylist()) if name is not None])
-    config = _placed(job)
     spec = answer_spec(config, checkpoint, store.fingerprint, cut)
     answers = AnswerStore.create(job.out, spec, job.options)
     pending = answers.pending(asked)
@@ -132,15 +140,7 @@ def _asked(job: AnswerJob, store: TokenStore) -> pa.Table:
 
 
 def _placed(job: AnswerJob) -> AnswerConfig:
-    """Return the answer config with device and dtype decided, for where the engines will run.
-
-    Raises ConfigError where the engine is not installed: the image is one for driver and workers, and Ray would start its
-    actors again and again.
-    """
-    if job.answer.engine == "vllm":
-        from pipeline.engine_vllm import require_vllm
-
-        require_vllm()
+    """Return the answer config with device and dtype decided, for where the engines will run."""
     return placed(job.answer, job.cluster, job.gpus_per_engine, "--gpus-per-engine")
 
 

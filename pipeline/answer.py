@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate, prompt_spec
 from pipeline.replies import VideoQuestions
 from pipeline.selection import SelectConfig, Selection, selection_spec
+from pipeline.vllm_settings import VllmConfig
 
 if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, not when a flag is parsed
     from pipeline.checkpoint import Checkpoint
@@ -52,6 +53,7 @@ class AnswerConfig:
     compile, as static through torch.compile. auto is static on a GPU where a timed try is faster, else eager. It changes no
     answer in float32."""
     select: SelectConfig = field(default_factory=SelectConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -65,6 +67,10 @@ class AnswerConfig:
         for name, least in (("max_new_tokens", 1), ("max_batch_tokens", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.engine != "vllm" and self.vllm.given:
+            raise ConfigError(f"{self.vllm.given[0]} is a setting of the engine vllm, the engine is {self.engine}")
+        if self.engine == "vllm" and self.select.positions != "compact":
+            raise ConfigError("the engine vllm numbers positions itself: expected positions compact, got original")
 
     def on(self, device: str) -> "AnswerConfig":
         """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
@@ -91,7 +97,7 @@ def answer_spec(
         "prompt": prompt_spec(config.prompt),
         "generation": {"decoding": "greedy", "max_new_tokens": config.max_new_tokens},
         "compute_dtype": config.here().dtype,
-        "engine": {"name": config.engine, "version": ENGINES[config.engine]},
+        "engine": {"name": config.engine, "version": ENGINES[config.engine], **config.vllm.spec()},
         **selection_spec(config.select, joint_space(config, checkpoint), cut),
     }
 
@@ -251,11 +257,11 @@ def load_engine(config: AnswerConfig) -> "Engine":
     from pipeline.engine import TransformersEngine
 
     checkpoint = Checkpoint.open(config.model, config.revision)
-    limits = {"max_new_tokens": config.max_new_tokens, "max_batch_tokens": config.max_batch_tokens}
+    limits: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "max_batch_tokens": config.max_batch_tokens}
     if config.engine == "vllm":
         from pipeline.engine_vllm import VllmEngine
 
-        return VllmEngine(checkpoint, config.prompt, device=config.device, dtype=config.dtype, **limits)
+        return VllmEngine(checkpoint, config.prompt, device=config.device, dtype=config.dtype, vllm=config.vllm, **limits)
     options = {**limits, "steps": config.steps}
     return TransformersEngine.load(checkpoint.path, config.prompt, device=config.device, dtype=config.dtype, **options)
 

@@ -9,10 +9,8 @@ Shapes: S visual tokens, D tower width, P prefix positions, L suffix positions, 
 """
 
 import gc
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +22,18 @@ from transformers.models.video_llava.modeling_video_llava import VideoLlavaMulti
 from pipeline.asking import Asking
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
-from pipeline.llama_export import export_llama, llama_tensors
+from pipeline.halving import in_halves
+from pipeline.llama_export import export_llama, llama_settings, llama_tensors
 from pipeline.prompts import PromptTemplate, video_token_id
 from pipeline.replies import Reply, VideoQuestions
+from pipeline.vllm_settings import VllmConfig, context_of, llm_settings, require_vllm, start
 from pipeline.vocabulary import eos_ids, never_said, reserved_ids
-
-MISSING = "the engine vllm is not installed; pip install 'framefold[vllm]', or answer with the engine transformers"
 
 MOST_SILENT = 1024
 """Ids with a bias of their own that vLLM 0.32 takes for one request."""
 
 PROMPT_POSITIONS = 1 << 16
 """Positions whose embeddings are held at once: 512 MB in half precision at a hidden width of 4096."""
-
-CPU_CACHE_POSITIONS = 1 << 14
-"""Positions in the key-value cache where there is no GPU; there, vLLM would take nearly all memory."""
-
-GPU_SHARE = 0.85
-"""Part of a GPU's memory that vLLM may take; the projector needs little of the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +77,11 @@ class Embedder:
 
 
 class VllmEngine:
-    """Answers with vLLM's offline engine, in this process."""
+    """Answers with vLLM's offline engine, in this process.
+
+    `seen` counts the positions of all prompts so far, `found` those of them that the prefix cache held. `exports`: see
+    `export_llama`.
+    """
 
     name = "vllm"
     version = 1
@@ -99,9 +95,11 @@ class VllmEngine:
         dtype: str,
         max_new_tokens: int = 32,
         max_batch_tokens: int = 0,
+        vllm: VllmConfig | None = None,
+        exports: Path | None = None,
         **options: Any,  # Any: settings of vllm.LLM that come before ours
     ) -> None:
-        require_vllm()
+        require_vllm(device, vllm)
         config = VideoLlavaConfig.from_pretrained(checkpoint.path)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(
             checkpoint.path, local_files_only=True
@@ -109,7 +107,7 @@ class VllmEngine:
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.video_id = video_token_id(self.tokenizer, config.video_token_id)
-        self.context: int = config.text_config.max_position_embeddings
+        self.context = context_of(config.text_config.max_position_embeddings, vllm or VllmConfig())
         model = _Settings(config=config, generation_config=_generation(checkpoint.path, config))
         self.eos = eos_ids(model, self.tokenizer)
         self.reserved = reserved_ids(model, self.tokenizer) - set(self.eos)
@@ -127,19 +125,21 @@ class VllmEngine:
                 f"{checkpoint.path}: {len(self.silent)} ids may not be said, the engine vllm takes {MOST_SILENT} at most"
             )
         self.embedder = Embedder(checkpoint, config, device, getattr(torch, dtype))
+        self.seen, self.found = 0, 0
         self._options = {
-            **llm_settings(config, device, dtype, max_batch_tokens),
-            "model": str(export_llama(checkpoint, self.silent)),
+            **llm_settings(config.text_config, device, dtype, max_batch_tokens, vllm),
+            "model": str(export_llama(checkpoint, self.silent, exports)),
             **options,
         }
-        self._llm: Any = _start(self._options)  # Any: vllm is an optional dependency
+        self._llm: Any = start(self._options)  # Any: vllm is an optional dependency
 
     @torch.inference_mode()
     def answer(self, groups: Sequence[VideoQuestions]) -> list[list[Reply]]:
         """Return one reply per question, in order; see `Engine`. Raises ConfigError for tokens of another model."""
         replies: list[list[Reply | None]] = [[None] * len(group.questions) for group in groups]
         for batch in self._batches(groups, replies):
-            for question, reply in zip(batch, self._generate(batch), strict=True):
+            ran = in_halves(self._generate, batch, _out_of_memory, self._restart)
+            for question, reply in zip(batch, ran, strict=True):
                 replies[question.video][question.at] = reply
         return [[reply for reply in row if reply is not None] for row in replies]
 
@@ -184,16 +184,11 @@ class VllmEngine:
         return torch.cat([self.embedder.ids(prefix), self.embedder.video(group.features)])
 
     def _generate(self, batch: Sequence[_Question]) -> list[Reply]:
-        """Run a batch. Where memory runs out in spite of vLLM's own accounts, all of it has no answer, and vLLM starts anew."""
+        """Run some questions. Raises OutOfMemoryError where memory runs out in spite of vLLM's own accounts."""
         prompts = [{"prompt_embeds": question.embeds} for question in batch]
-        sampling = [self._sampling(question.room) for question in batch]
-        try:
-            outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
-        except torch.OutOfMemoryError:
-            outputs = None
-        if outputs is None:
-            self._restart()
-            return [Reply(text=None, status="out_of_memory")] * len(batch)
+        outputs = self._llm.generate(prompts, [self._sampling(question.room) for question in batch], use_tqdm=False)
+        self.seen += sum(len(question.embeds) for question in batch)
+        self.found += sum(output.num_cached_tokens or 0 for output in outputs)
         return [self._reply(output.outputs[0].token_ids) for output in outputs]
 
     def _sampling(self, room: int) -> Any:
@@ -212,15 +207,37 @@ class VllmEngine:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
         return Reply(text=text, status="ok", tokens=len(ids))
 
+    def forget(self) -> None:
+        """Empty the prefix cache and begin to count anew, as a measurement must."""
+        self._llm.reset_prefix_cache()
+        self.seen, self.found = 0, 0
+
     def close(self) -> None:
         """Give back vLLM's memory. A process holds one open engine at a time: vLLM keeps its process groups globally."""
-        self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
-        gc.collect()
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _restart(self) -> None:
+        """Begin anew after memory ran out: vLLM still holds what it was working on."""
         self.close()
-        self._llm = _start(self._options)
+        self._llm = start(self._options)
+
+
+def check_vllm(checkpoint: Checkpoint, device: str, config: VllmConfig) -> None:
+    """Raise ConfigError where this engine could not start, as far as that can be told without starting it.
+
+    A driver calls it for its workers: Ray would start their actors again and again.
+    """
+    require_vllm(device, config)
+    context_of(llama_settings(checkpoint)["max_position_embeddings"], config)
+
+
+def _out_of_memory(_: _Question) -> Reply:
+    return Reply(text=None, status="out_of_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,49 +246,6 @@ class _Settings:
 
     config: Any
     generation_config: Any
-
-
-def require_vllm() -> None:
-    """Raise ConfigError, in one sentence, where vLLM is not installed."""
-    if find_spec("vllm") is None:
-        raise ConfigError(MISSING)
-
-
-def llm_settings(config: VideoLlavaConfig, device: str, dtype: str, max_batch_tokens: int) -> dict[str, Any]:
-    """Return the settings of vllm.LLM that follow from ours. On a CPU nothing is compiled, which would take minutes."""
-    text = config.text_config
-    on_cpu = device == "cpu"
-    settings: dict[str, Any] = {
-        "dtype": dtype,
-        "max_model_len": text.max_position_embeddings,
-        "skip_tokenizer_init": True,
-        "enable_prompt_embeds": True,
-        "enable_prefix_caching": True,
-        "generation_config": "vllm",
-        "enforce_eager": on_cpu,
-        "gpu_memory_utilization": GPU_SHARE,
-    }
-    positions = max_batch_tokens or (CPU_CACHE_POSITIONS if on_cpu else 0)
-    if positions:
-        least = text.max_position_embeddings + 2 * 128  # one whole prompt, in blocks of 128 at most
-        settings["kv_cache_memory_bytes"] = max(positions, least) * position_bytes(text, getattr(torch, dtype))
-    return settings
-
-
-def position_bytes(text_config: Any, dtype: torch.dtype) -> int:
-    """Return the bytes that one position takes in the key-value cache of all blocks."""
-    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
-    return int(2 * text_config.num_hidden_layers * text_config.num_key_value_heads * width * dtype.itemsize)
-
-
-def _start(options: Mapping[str, Any]) -> Any:
-    """Return a vllm.LLM whose engine runs in this process: it ends with us, and embeddings are not sent anywhere."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    from vllm import LLM
-
-    return LLM(**options)
 
 
 def _generation(path: Path, config: VideoLlavaConfig) -> GenerationConfig:

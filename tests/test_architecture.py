@@ -27,7 +27,7 @@ HOMES = {
         "pipeline/shapes/",
         "jobs/bench/",
     ),
-    "vllm": ("pipeline/engine_vllm.py",),
+    "vllm": ("pipeline/engine_vllm.py", "pipeline/vllm_settings.py"),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib"}
 

@@ -4,61 +4,29 @@ One run, the same random weights, videos and questions. The documentation's loop
 model for every question; its slow image processor is replaced by ours, which favours it.
 """
 
-import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
-import pyarrow as pa
 import torch
-from torch import Tensor
-from transformers import VideoLlavaForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from jobs import shapes
-from jobs.bench.geometry import FRAMES, LANGUAGE, PRESETS, VISION, write_checkpoint
+from jobs.bench.answer_setting import AnswerBench, Setting
+from jobs.bench.geometry import FRAMES, LANGUAGE, PRESETS, VISION
 from jobs.bench.machine import describe, peak_bytes, reset_peak, say
 from jobs.bench.roofline import read_flops, tower_flops
 from jobs.launch import Report, launch
-from pipeline.answer import Answer, AnswerConfig
-from pipeline.answers import QUESTIONS_ASKED
 from pipeline.checkpoint import Checkpoint
-from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig
-from pipeline.encode import Encode, EncodeConfig, encode_spec
-from pipeline.engine import TransformersEngine, VideoQuestions
-from pipeline.errors import ConfigError
-from pipeline.local import encode_units
+from pipeline.engine import VideoQuestions
 from pipeline.prompts import PromptTemplate
-from pipeline.shapes.model import WORDS
-from pipeline.store import Commit, TokenStore
+from pipeline.vllm_settings import installed_vllm
 
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerBench:
-    """Measure answers per second from an encoded store, beside what a user would otherwise run."""
-
-    preset: Literal["demo", "vit-l+llama-1.1b", "vit-l+llama-7b"] = "demo"
-    videos: int = 2
-    questions: int = 10
-    """About each video."""
-    baseline_questions: int = 2
-    """Questions that the documentation's loop and full cached tokens answer, each; they take long and all take the same."""
-    reducer: str = "nest(keep=256,superset=256)"
-    """What the reduced tokens are made with."""
-    max_new_tokens: int = 8
-    """Tokens of an answer; random weights seldom end one earlier."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def __post_init__(self) -> None:
-        if min(self.videos, self.questions, self.baseline_questions, self.max_new_tokens) < 1:
-            raise ConfigError("videos, questions, baseline_questions and max_new_tokens must be at least 1")
+OURS = "framefold answer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,58 +46,11 @@ class Arm:
         return self.seconds / self.answers
 
 
-class Setting:
-    """What all ways share: weights, videos, questions, two stores."""
-
-    def __init__(self, job: AnswerBench, folder: Path) -> None:
-        self.job = job
-        self.device = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
-        self.model_path, self.store = folder / "model", str(folder / "store")
-        write_checkpoint(job.preset, self.model_path, getattr(torch, job.dtype))
-        shapes.run(shapes.ShapesJob(out=str(folder / "corpus"), videos=job.videos))
-        self.corpus = read_corpus(str(folder / "corpus" / "videos"))
-        draw = random.Random(0)
-        self.questions = [" ".join(draw.choices(WORDS[3:], k=8)) + " ?" for _ in range(job.questions)]
-        self.encode_s: dict[str, float] = {}
-        self.stores = {reducer: self.encoded(reducer) for reducer in ("none", job.reducer)}
-        loaded = VideoLlavaForConditionalGeneration.from_pretrained(self.model_path, dtype=getattr(torch, job.dtype))
-        self.model: Any = loaded.to(self.device).eval()
-        self.engine = TransformersEngine(
-            self.model, _tokenizer(self.model_path), PromptTemplate(), max_new_tokens=job.max_new_tokens
-        )
-
-    def encoded(self, reducer: str) -> TokenStore:
-        """Encode the videos; seconds per video, models loaded, go to `encode_s`."""
-        config = EncodeConfig(model=str(self.model_path), reducer=reducer, device=self.device, compute_dtype=self.job.dtype)
-        checkpoint = Checkpoint.open(str(self.model_path))
-        spec, side_px = encode_spec(config, DecodeConfig(), checkpoint), checkpoint.preprocessing().side_px
-        encode, commit = Encode(config), Commit(self.store, spec)
-        with Decode(DecodeConfig(), side_px) as warm:
-            encode.encode([warm(self.corpus.slice(0, 1))["frames"][0].as_py()])
-        began = time.perf_counter()
-        for _ in encode_units(self.corpus, lambda: Decode(DecodeConfig(), side_px), encode, commit):
-            pass
-        self.encode_s[reducer] = (time.perf_counter() - began) / self.corpus.num_rows
-        commit.store.refresh()
-        return commit.store
-
-    def features(self, reducer: str) -> Tensor:
-        """Return the stored tokens of the first video."""
-        store = self.stores[reducer]
-        return torch.from_numpy(store.read(store.ids()[0]).features.copy())
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
 def run(job: AnswerBench) -> Report:
     """Print the table."""
     disable_progress_bar()
     set_verbosity_error()
-    say(describe())
+    say(describe() + (f", vllm {installed_vllm()}" if "vllm" in job.measured else ""))
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(job, Path(folder))
         full, few = len(setting.features("none")), len(setting.features(job.reducer))
@@ -141,7 +62,7 @@ def run(job: AnswerBench) -> Report:
             _documentation(setting),
             _one_by_one(setting, "none", "full tokens cached, one prompt a question", job.baseline_questions),
             _one_by_one(setting, job.reducer, "reduced tokens cached, one prompt a question", job.questions),
-            _ours(setting),
+            *_ours(setting),
         ]
         _print(setting, arms)
         return _summary(setting, arms)
@@ -204,24 +125,48 @@ def _one_by_one(setting: Setting, reducer: str, name: str, count: int) -> Arm:
     return _measured(name, len(asked), flops, lambda: _each(asked, ask))
 
 
-def _ours(setting: Setting) -> Arm:
-    """The answer stage over all videos and questions, store reads included."""
-    job, store = setting.job, setting.stores[setting.job.reducer]
-    stage = Answer(AnswerConfig(model=str(setting.model_path), max_new_tokens=job.max_new_tokens), setting.store,
-                   store.fingerprint, engine=setting.engine)  # fmt: skip
-    payloads = store.payloads()
-    rows = [
-        {"question_id": f"{name}:{at}", "video_id": name, "store_id": name, "question": text, "payload_sha256": payload}
-        for name, payload in payloads.items()
-        for at, text in enumerate(setting.questions)
-    ]
-    unit = pa.Table.from_pylist(rows, schema=QUESTIONS_ASKED)
+def _ours(setting: Setting) -> list[Arm]:
+    """The answer stage over all videos and questions, store reads included, with each engine."""
+    arms = [_with_transformers(setting)] if "transformers" in setting.job.measured else []
+    return [*arms, *_with_vllm(setting)] if "vllm" in setting.job.measured else arms
+
+
+def _with_transformers(setting: Setting) -> Arm:
+    job = setting.job
+    stage, unit = setting.stage(job.reducer, setting.engine), setting.unit(job.reducer)
     stage(unit.slice(0, 1))
     tokens, language = len(setting.features(job.reducer)), LANGUAGE[PRESETS[job.preset][1]]
     text = len(setting.engine.split(setting.questions[0]).suffix)
     once = read_flops(language, tokens) / job.questions
     flops = once + read_flops(language, text + job.max_new_tokens, tokens)
-    return _measured("framefold answer", unit.num_rows, flops, lambda: stage(unit))
+    return _measured(OURS, unit.num_rows, flops, lambda: stage(unit))
+
+
+def _with_vllm(setting: Setting) -> list[Arm]:
+    """The same stage with vLLM's prefix cache instead of ours, from both stores; its cache is empty when the clock starts."""
+    from pipeline.engine_vllm import VllmEngine
+
+    job, language = setting.job, LANGUAGE[PRESETS[setting.job.preset][1]]
+    setting.release()
+    engine = VllmEngine(
+        Checkpoint.open(str(setting.model_path)),
+        PromptTemplate(),
+        device=setting.device,
+        dtype=job.dtype,
+        max_new_tokens=job.max_new_tokens,
+        exports=setting.folder,
+    )
+    arms = []
+    for reducer, name in (("none", "full tokens cached, engine vllm"), (job.reducer, f"{OURS}, engine vllm")):
+        stage, unit = setting.stage(reducer, engine), setting.unit(reducer)
+        stage(unit.slice(0, 1))
+        engine.forget()
+        arm = _measured(name, unit.num_rows, 0.0, partial(stage, unit))
+        found, read = engine.found // unit.num_rows, (engine.seen - engine.found) // unit.num_rows
+        say(f"{name}: {found / (found + read):.0%} of the positions of its prompts were in the prefix cache")
+        arms.append(replace(arm, flops=read_flops(language, read + job.max_new_tokens, found)))
+    engine.close()
+    return arms
 
 
 def _language_flops(setting: Setting, tokens: int, language: dict[str, int]) -> float:
@@ -231,21 +176,25 @@ def _language_flops(setting: Setting, tokens: int, language: dict[str, int]) -> 
 
 def _print(setting: Setting, arms: Sequence[Arm]) -> None:
     base = arms[0].each_s
-    say(f"{'':<46} {'answers/s':>10} {'ratio':>8} {'GFLOP/answer':>13} {'peak memory GB':>15}")
+    say(f"{'':<52} {'answers/s':>10} {'ratio':>8} {'GFLOP/answer':>13} {'peak memory GB':>15}")
     for arm in arms:
         shown = f"{1 / arm.each_s:>10.3f} {base / arm.each_s:>7.1f}x {arm.flops / 1e9:>13.1f} {arm.peak_bytes / 1e9:>15.2f}"
-        say(f"{arm.name:<46} {shown}")
+        say(f"{arm.name:<52} {shown}")
     job, encode_s = setting.job, setting.encode_s[setting.job.reducer]
-    whole = encode_s / job.questions + arms[-1].each_s
-    say(f"{'framefold encode and answer together':<46} {1 / whole:>10.3f} {base / whole:>7.1f}x")
+    for arm in arms:
+        if arm.name.startswith(OURS):
+            whole = encode_s / job.questions + arm.each_s
+            name = arm.name.replace(OURS, "framefold encode and answer together")
+            say(f"{name:<52} {1 / whole:>10.3f} {base / whole:>7.1f}x")
     held = {reducer: store.stats()["bytes_per_video"] for reducer, store in setting.stores.items()}
     say(f"bytes per video: {held['none']} full, {held[job.reducer]} reduced; encoding {encode_s:.2f} s per video")
     say(f"break-even against the documentation's loop: {break_even(setting, arms):.2f} questions per video")
 
 
 def break_even(setting: Setting, arms: Sequence[Arm]) -> float:
-    """Return how many questions per video pay for encoding it."""
-    return setting.encode_s[setting.job.reducer] / max(arms[0].each_s - arms[-1].each_s, 1e-9)
+    """Return how many questions per video pay for encoding it, with the first engine measured."""
+    ours = next(arm for arm in arms if arm.name.startswith(OURS))
+    return setting.encode_s[setting.job.reducer] / max(arms[0].each_s - ours.each_s, 1e-9)
 
 
 def _summary(setting: Setting, arms: Sequence[Arm]) -> Report:

@@ -1,7 +1,10 @@
 """The choice of engine, from the command line to the answer file."""
 
 import json
+import signal
 import subprocess
+import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,24 +16,28 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.engine import TransformersEngine
 from pipeline.engine_vllm import VllmEngine
 from pipeline.errors import ConfigError
+from pipeline.vllm_settings import VllmConfig
 from tests import command
-from tests.command import ROOT, report
+from tests.command import ROOT, environment, report
 
 MODEL = str(ROOT / "pipeline" / "shapes" / "checkpoint")
 INSTALLED = find_spec("vllm") is not None
+UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed; make test-vllm makes an environment that has it")
 
 
 def framefold(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """The command with threads that vLLM does not bind to cores."""
-    return command.framefold(*args, VLLM_CPU_OMP_THREADS_BIND="nobind", **env)
+    return command.framefold(*args, **UNBOUND, **env)
 
 
-def encoded(folder: Path) -> list[str]:
-    """Write and encode two clips of moving shapes; return the arguments that answer their questions."""
-    assert report(framefold("shapes", str(folder / "corpus"), "--videos", "2"))["questions"]
+def encoded(folder: Path, videos: int = 2) -> list[str]:
+    """Write and encode clips of moving shapes; return the arguments that answer their questions."""
+    assert report(framefold("shapes", str(folder / "corpus"), "--videos", str(videos)))["questions"]
     store = str(folder / "store")
     encode = ["encode", str(folder / "corpus" / "videos"), "--store", store, "--model", MODEL, "--reducer", "spatial(k=4)"]
-    assert report(framefold(*encode, "--runner", "local"))["committed"] == 2
+    assert report(framefold(*encode, "--runner", "local"))["committed"] == videos
     return ["answer", str(folder / "corpus" / "test_q.json"), "--store", store, "--model", MODEL, "--dataset", "activitynet-qa"]
 
 
@@ -46,7 +53,7 @@ def test_without_vllm_the_command_says_what_to_install_and_writes_nothing(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not INSTALLED, reason="vllm is not installed; make test-vllm makes an environment that has it")
+@needs_vllm
 @pytest.mark.timeout(600)
 def test_both_engines_write_the_same_answers_under_their_own_fingerprints(tmp_path: Path) -> None:
     """The bundled model on generated clips, in this process and as a Ray actor."""
@@ -68,6 +75,78 @@ def test_both_engines_write_the_same_answers_under_their_own_fingerprints(tmp_pa
     assert len(list((tmp_path / "cache" / "llama").glob("[!.]*"))) == 1
 
 
+@needs_vllm
+@pytest.mark.timeout(600)
+def test_a_run_killed_in_the_middle_is_finished_by_the_next_and_another_engine_answers_anew(tmp_path: Path) -> None:
+    """kill -9 once an answer is committed: the next run answers the rest, a third nothing, another engine or setting all."""
+    args = [*encoded(tmp_path, videos=12), "--out", str(tmp_path / "out"), "--runner", "local", "--videos-per-unit", "1"]
+    cache = {"FRAMEFOLD_CACHE": str(tmp_path / "cache")}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *args, "--engine", "vllm"], cwd=ROOT, env=environment(**UNBOUND, **cache),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 300
+    while not (kept := committed(tmp_path / "out")):
+        assert running.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    kept = committed(tmp_path / "out")
+    assert 0 < len(kept) < 12
+    again = report(framefold(*args, "--engine", "vllm", **cache))
+    assert again["statuses"] == {"ok": again["questions"]}
+    assert 0 < again["this_run"]["answered"] < again["questions"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    ours = answers(tmp_path / "out")
+    assert "answered" not in report(framefold(*args, "--engine", "vllm", **cache))["this_run"]
+    theirs = report(framefold(*args))
+    assert theirs["this_run"]["answered"] == theirs["questions"]
+    assert theirs["answers_fingerprint"] != again["answers_fingerprint"]
+    assert answers(tmp_path / "out") == ours
+    shorter = report(framefold(*args, "--engine", "vllm", "--max-model-len", "1000", **cache))
+    assert shorter["this_run"]["answered"] == shorter["questions"]
+
+
+def committed(out: Path) -> dict[Path, int]:
+    """Return the units of answers that are there, with the time each was written."""
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet") if path.name != "answers.parquet"}
+
+
+def answers(out: Path) -> list[tuple[str, str, int]]:
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    return [(row["question_id"], row["prediction"], row["answer_tokens"]) for row in rows]
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("runner", "flags", "said"),
+    [
+        ("local", ["--vllm-options", '{"max_num_sequences": 3}'], "holds max_num_sequences, which is no setting of vllm"),
+        ("ray", ["--max-model-len", "5000"], "max_model_len is 5000, the model has 4096 positions"),
+        ("local", ["--device", "cuda"], "is built for cpu: expected device cpu, got cuda"),
+        ("ray", ["--tensor-parallel-size", "2"], "vLLM does not start: Total number of attention heads (3)"),
+    ],
+    ids=["option", "length", "device", "start"],
+)
+def test_a_setting_that_vllm_has_no_use_for_is_one_sentence(
+    tmp_path: Path, store_args: list[str], runner: str, flags: list[str], said: str
+) -> None:
+    """Exit 2, in this process and as a Ray actor; what can be told beforehand is told before anything is written."""
+    cache = {"FRAMEFOLD_CACHE": str(tmp_path / "cache")}
+    ran = framefold(*store_args, "--out", str(tmp_path / "out"), "--engine", "vllm", "--runner", runner, *flags, **cache)
+    told = [line for line in ran.stderr.splitlines() if line.startswith("framefold: ")]
+    assert ran.returncode == 2, ran.stderr
+    assert len(told) == 1
+    assert said in told[0]
+    assert (tmp_path / "out").exists() == said.startswith("vLLM does not start")
+
+
+@pytest.fixture(scope="module")
+def store_args(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return encoded(tmp_path_factory.mktemp("settings"))
+
+
 def test_names_and_versions_in_the_fingerprint_are_the_engines_own() -> None:
     """And the choice changes the fingerprint."""
     assert {engine.name: engine.version for engine in (TransformersEngine, VllmEngine)} == ENGINES
@@ -82,5 +161,9 @@ def test_an_unknown_engine_and_a_part_of_a_gpu_are_refused() -> None:
         AnswerConfig(model=MODEL, engine="sglang")  # type: ignore[arg-type]
     asked = {"questions": "q", "store": "s", "out": "o", "answer": AnswerConfig(model=MODEL, engine="vllm")}
     for gpus in (0.5, 2.0):
-        with pytest.raises(ConfigError, match="one whole GPU or none"):
+        with pytest.raises(ConfigError, match=r"whole GPUs, .* expected gpus_per_engine 0 or 1"):
             AnswerJob(**asked, gpus_per_engine=gpus)
+    shared = AnswerConfig(model=MODEL, engine="vllm", vllm=VllmConfig(tensor_parallel_size=2))
+    AnswerJob(**{**asked, "answer": shared}, gpus_per_engine=2)
+    with pytest.raises(ConfigError, match="expected gpus_per_engine 0 or 2, got 1"):
+        AnswerJob(**{**asked, "answer": shared}, gpus_per_engine=1)

@@ -4,7 +4,6 @@ In float32 on the CPU, where both are exact enough that no answer may differ. Wi
 happens then are run.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from pipeline import engine_vllm
 from pipeline.checkpoint import Checkpoint
 from pipeline.engine import STATUSES, Reply, TransformersEngine, VideoQuestions
-from pipeline.engine_vllm import Embedder, VllmEngine, llm_settings, position_bytes
+from pipeline.engine_vllm import Embedder, VllmEngine, check_vllm
 from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate
+from pipeline.vllm_settings import VllmConfig
 from tests.models import tiny_model, tiny_tokenizer
 
 INSTALLED = find_spec("vllm") is not None
@@ -34,6 +34,7 @@ RAGGED = [
     (1, ["is this a much longer question than the whole prefix of the video or is it not", "b"]),
     (150, ["one question alone", "yes or no", "what is it"]),
     (12, ["yes or no", "", "how many are there", "what is <video> it", "how many are there"]),
+    (0, ["what is it", "yes or no"]),
     (240, ["yes or no", "is this a much longer question than the whole prefix of the video or is it not"]),
 ]
 ABOUT_SHAPES = [
@@ -43,10 +44,10 @@ ABOUT_SHAPES = [
 ]
 
 
-def lively_checkpoint(folder: Path, seed: int) -> str:
+def lively_checkpoint(folder: Path, seed: int, **changes: int) -> str:
     """Random weights large enough that answers differ and some end early; heads of a width that vLLM has kernels for."""
     torch.manual_seed(seed)
-    model = tiny_model(hidden_size=96, max_position_embeddings=256)
+    model = tiny_model(**{"hidden_size": 96, "max_position_embeddings": 256, **changes})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "tower" not in name:
@@ -165,6 +166,35 @@ def test_the_prefix_of_a_video_is_read_once(start: Any, caching: bool) -> None:
 
 
 @needs_vllm
+@pytest.mark.parametrize("caching", [True, False])
+def test_vllm_itself_counts_prefix_cache_hits_video_by_video(start: Any, caching: bool) -> None:
+    """Its own metrics: with caching, all whole blocks of each video but for its first question; without, none at all."""
+    width = Checkpoint.open(str(SHAPES)).tower_shape().width
+    questions = [f"How many objects are there{'?' * n}" for n in range(1, 6)]
+    videos = groups([(440, questions), (300, questions), (270, questions)], width)
+    engine = start(str(SHAPES), max_new_tokens=1, enable_prefix_caching=caching, disable_log_stats=False)
+    before = hits(engine)
+    engine.answer(videos)
+    queries, found = (now - then for now, then in zip(hits(engine), before, strict=True))
+    if caching:
+        assert queries == engine.seen
+        assert found == engine.found == (len(questions) - 1) * 128 * (440 // 128 + 300 // 128 + 270 // 128)
+        assert found / queries > 0.6
+    else:
+        assert found == engine.found == 0
+        assert engine.seen > 5 * (440 + 300 + 270)
+
+
+def hits(engine: VllmEngine) -> tuple[int, int]:
+    """Return vLLM's counts of positions looked for in its prefix cache and found there, those of earlier engines included."""
+    counts = {"vllm:prefix_cache_queries": 0, "vllm:prefix_cache_hits": 0}
+    for metric in engine._llm.get_metrics():
+        if metric.name in counts:
+            counts[metric.name] += metric.value
+    return counts["vllm:prefix_cache_queries"], counts["vllm:prefix_cache_hits"]
+
+
+@needs_vllm
 def test_another_video_of_the_same_length_is_another_prefix(start: Any) -> None:
     """Embeddings, not placeholders, tell prefixes apart: the same question about two videos, one after the other."""
     width = Checkpoint.open(str(SHAPES)).tower_shape().width
@@ -212,19 +242,97 @@ def test_ids_that_no_answer_may_hold_never_win_where_all_others_are_unlikely(sta
 
 
 @needs_vllm
-def test_out_of_memory_is_a_status_and_the_next_call_answers(start: Any, tmp_path: Path) -> None:
-    """Rows of the call have no answer; the engine starts anew and is as before."""
+def test_where_memory_ran_out_once_the_halves_are_answered(start: Any, tmp_path: Path) -> None:
+    """The engine starts anew in between, and nothing is lost."""
     path = lively_checkpoint(tmp_path / "model", 0)
     videos = groups(RAGGED, 32)
     engine = start(path)
+    began = engine._llm
 
     def burst(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     before_each_run(engine, burst)
-    statuses = [reply.status for row in engine.answer(videos) for reply in row]
-    assert set(statuses) == {"out_of_memory", "empty_question", "reserved_token", "too_long"}
     assert engine.answer(videos) == reference(path, videos)
+    assert engine._llm is not began
+
+
+@needs_vllm
+@pytest.mark.timeout(600)
+def test_one_question_that_never_fits_is_out_of_memory_and_all_others_are_answered(start: Any, tmp_path: Path) -> None:
+    """Memory runs out wherever more than 200 positions are read at once, in every engine that is started."""
+    path = lively_checkpoint(tmp_path / "model", 0)
+    asked = [*RAGGED[:2], *RAGGED[-1:]]
+    videos = groups(asked, 32)
+
+    class Small(VllmEngine):
+        def _restart(self) -> None:
+            super()._restart()
+            shrink(self)
+
+    def shrink(engine: VllmEngine) -> None:
+        before_each_run(engine, burst)
+
+    def burst(_: Any, given: Any) -> None:
+        if len(given[0]) > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = Small(Checkpoint.open(path), TEMPLATE, **ON_CPU)
+    try:
+        shrink(engine)
+        got, expected = engine.answer(videos), reference(path, videos)
+    finally:
+        engine.close()
+    assert got[:-1] == expected[:-1]
+    assert [reply.status for reply in expected[-1]] == ["ok", "too_long"]
+    assert [reply.status for reply in got[-1]] == ["out_of_memory", "too_long"]
+
+
+@needs_vllm
+def test_settings_reach_vllm_under_their_own_names(start: Any, tmp_path: Path) -> None:
+    """And a shorter context makes a question too long that the model itself would have room for."""
+    path = lively_checkpoint(tmp_path / "model", 0)
+    options = '{"max_num_seqs": 3, "max_num_batched_tokens": 96, "enable_prefix_caching": false}'
+    given = VllmConfig(max_model_len=160, gpu_memory_utilization=0.41, vllm_options=options)
+    engine = start(path, dtype="bfloat16", vllm=given)
+    config = engine._llm.llm_engine.vllm_config
+    assert config.model_config.max_model_len == 160
+    assert config.model_config.dtype is torch.bfloat16
+    assert config.cache_config.gpu_memory_utilization == 0.41
+    assert not config.cache_config.enable_prefix_caching
+    assert (config.scheduler_config.max_num_seqs, config.scheduler_config.max_num_batched_tokens) == (3, 96)
+    replies = engine.answer(groups([(120, ["what is it"]), (160, ["what is it"])], 32))
+    assert [row[0].status for row in replies] == ["ok", "too_long"]
+
+
+@needs_vllm
+def test_a_shorter_context_cuts_answers_as_a_model_with_fewer_positions_would(start: Any, tmp_path: Path) -> None:
+    """Room for an answer is what the prompt leaves, in both engines."""
+    path = lively_checkpoint(tmp_path / "model", 0)
+    short = lively_checkpoint(tmp_path / "short", 0, max_position_embeddings=180)
+    videos = groups(RAGGED, 32)
+    assert start(path, vllm=VllmConfig(max_model_len=180)).answer(videos) == reference(short, videos) != reference(path, videos)
+
+
+@needs_vllm
+@pytest.mark.timeout(600)
+def test_two_processes_share_the_weights_and_give_the_same_answers(start: Any, tmp_path: Path) -> None:
+    """Tensor parallelism, on a CPU."""
+    path = lively_checkpoint(tmp_path / "model", 0, hidden_size=64, num_attention_heads=2, num_key_value_heads=2)
+    videos = groups(RAGGED, 32)
+    engine = start(path, vllm=VllmConfig(tensor_parallel_size=2))
+    assert engine._llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size == 2
+    assert engine.answer(videos) == reference(path, videos)
+
+
+@needs_vllm
+def test_what_vllm_refuses_is_one_sentence(tmp_path: Path) -> None:
+    """A model of 3 heads cannot be shared by two; vLLM's own reason is told."""
+    checkpoint = Checkpoint.open(lively_checkpoint(tmp_path / "model", 0))
+    with pytest.raises(ConfigError, match=r"^vLLM does not start: Total number of attention heads \(3\) must be divisible"):
+        VllmEngine(checkpoint, TEMPLATE, **ON_CPU, vllm=VllmConfig(tensor_parallel_size=2))
+    with pytest.raises(ConfigError, match=r"max_model_len is 257, the model has 256 positions"):
+        check_vllm(checkpoint, "cpu", VllmConfig(max_model_len=257))
 
 
 @needs_vllm
@@ -300,15 +408,3 @@ def test_a_checkpoint_without_its_projector_is_refused(tmp_path: Path) -> None:
     config = tiny_model(hidden_size=96).config
     with pytest.raises(ConfigError, match=r"1 tensors of the projector are missing, first linear_2\.bias"):
         Embedder(Checkpoint.open(str(path)), config, "cpu", torch.float32)
-
-
-def test_the_cache_of_keys_and_values_holds_a_whole_prompt_at_least() -> None:
-    """On a CPU it is bounded; on a GPU vLLM takes what there is unless told otherwise."""
-    config = tiny_model(hidden_size=96, max_position_embeddings=4096).config
-    each = 2 * 2 * 3 * 32 * 4
-    assert position_bytes(config.text_config, torch.float32) == each
-    assert llm_settings(config, "cpu", "float32", 0)["kv_cache_memory_bytes"] == 16384 * each
-    assert llm_settings(config, "cpu", "float32", 10)["kv_cache_memory_bytes"] == (4096 + 256) * each
-    assert "kv_cache_memory_bytes" not in llm_settings(config, "cuda", "float32", 0)
-    assert llm_settings(config, "cuda", "float16", 9000)["kv_cache_memory_bytes"] == 9000 * each / 2
-    assert json.dumps(llm_settings(config, "cuda", "bfloat16", 0))
