@@ -155,6 +155,26 @@ def _locally(
         yield commit(answer(unit))
 
 
+class _Answering:
+    """`Answer` in a Ray actor. What its start refuses is raised by the first unit, which ends the job with one sentence.
+
+    Of an actor that dies while it starts, the driver learns that it died and not of which error.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.refused: str | None = None
+        try:
+            self.stage = Answer(*arguments)
+        except ConfigError as error:
+            self.refused = str(error)
+
+    def __call__(self, unit: pa.Table) -> pa.Table:
+        """Return the unit with predictions. Raises ConfigError where the stage could not be built."""
+        if self.refused is not None:
+            raise ConfigError(self.refused)
+        return self.stage(unit)
+
+
 def _on_ray(
     job: AnswerJob, pending: pa.Table, store: TokenStore, answers: AnswerStore, cut: float | None, stop: threading.Event
 ) -> Generator[pa.Table, None, None]:
@@ -171,7 +191,7 @@ def _on_ray(
         data = ray.data.from_arrow([unit.combine_chunks() for unit in units(pending, job.videos_per_unit)])
         asked = (job.answer, job.store, store.fingerprint, job.options, None, cut)
         gpus = job.gpus_per_engine
-        replies = through(data, Answer, asked, workers=job.engines, cpus=each, gpus=gpus, batch=None)
+        replies = through(data, _Answering, asked, workers=job.engines, cpus=each, gpus=gpus, batch=None)
         written = (job.out, answers.fingerprint, job.options)
         commits = through(replies, CommitAnswers, written, workers=1, cpus=each / 2, batch=None)
         for manifest in commits.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):

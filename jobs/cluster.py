@@ -141,6 +141,7 @@ def _quiet() -> None:
     import ray.data
 
     context = ray.data.DataContext.get_current()
+    context.raise_original_map_exception = True  # wrapped once more, an error of ours loses its type on the way to the driver
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     if hasattr(context, "execution_no_progress_timeout_s"):

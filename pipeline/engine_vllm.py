@@ -230,7 +230,7 @@ class VllmEngine:
 def check_vllm(checkpoint: Checkpoint, device: str, config: VllmConfig) -> None:
     """Raise ConfigError where this engine could not start, as far as that can be told without starting it.
 
-    A driver calls it for its workers: Ray would start their actors again and again.
+    A driver calls it for its workers, before anything is written.
     """
     require_vllm(device, config)
     context_of(llama_settings(checkpoint)["max_position_embeddings"], config)

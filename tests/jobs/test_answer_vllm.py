@@ -119,6 +119,7 @@ def answers(out: Path) -> list[tuple[str, str, int]]:
 
 
 @needs_vllm
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("runner", "flags", "said"),
     [
