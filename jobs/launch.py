@@ -121,9 +121,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         one = waiting.pop(0)
         if one is not None and id(one) not in seen:
             seen.add(id(one))
-            yield one
             inner = getattr(one, "cause", None)
-            waiting += [one.__cause__, one.__context__, inner if isinstance(inner, BaseException) else None]
+            if isinstance(inner, BaseException):  # Ray's wrapping is of the same type, and its text a whole traceback
+                waiting.insert(0, inner)
+            else:
+                yield one
+            waiting += [one.__cause__, one.__context__]
 
 
 def _say(text: str, code: int) -> int:
