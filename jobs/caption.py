@@ -23,7 +23,7 @@ from pipeline.decode import DecodeConfig
 from pipeline.encode import EncodeConfig, parse_reducer
 from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate
-from pipeline.segments import check_seconds
+from pipeline.segments import check_seconds, span_of
 from pipeline.selection import SelectConfig, check_selection
 from pipeline.store import TokenStore
 from pipeline.views import View, Views
@@ -71,7 +71,7 @@ class CaptionJob:
     retry: tuple[str, ...] = ()
     """Classes of failure to try again, e.g. TIMEOUT CRASHED."""
     max_failed: int = 0
-    """Exit with 1 if more videos than this have no caption."""
+    """Exit with 1 if more videos, or segments, than this have no caption."""
     storage_options: str = "{}"
     """JSON object for fsspec, used for the corpus, the store and the captions."""
 
@@ -118,10 +118,11 @@ def _run(job: CaptionJob, answering: AnswerJob) -> Report:
     return {
         "job": "caption",
         "captions": f"{job.out.rstrip('/')}/captions.jsonl",
-        "videos": asked.num_rows,
+        "videos": len({span_of(name)[0] for name in asked["video_id"].to_pylist()}),
+        **({} if job.segments is None else {"segments": asked.num_rows}),
         "captioned": asked.num_rows - without,
         "without_caption": without,
-        "rows": rows.num_rows,
+        "rows_in_files": rows.num_rows,
         "encode": encoded,
         "answer": answered,
         "exit_code": code,

@@ -99,7 +99,8 @@ def encoded(job: EncodeJob) -> tuple[pa.Table, Report]:
     corpus = in_segments(job, listed, checkpoint.preprocessing().side_px)
     missing = store.missing(corpus, job.retry)
     todo = adopt(store, missing, job.options) if job.identity == "content" else missing
-    logger.info("%d videos, %d to encode with %s", corpus.num_rows, todo.num_rows, config.reducer)
+    what = "videos" if job.segments is None else f"segments of {listed.num_rows} videos"
+    logger.info("%d %s, %d to encode with %s", corpus.num_rows, what, todo.num_rows, config.reducer)
     progress = Progress("encode", todo.num_rows)
     stopped = False
     if todo.num_rows:

@@ -97,7 +97,7 @@ def test_a_video_that_fails_is_a_row_and_an_exit_code(model: str, corpus: Path, 
 def test_segments_have_captions_times_and_subtitles(model: str, corpus: Path, tmp_path: Path) -> None:
     """13 seconds in pieces of 4 are 3 entries, the short rest belongs to the last; ids are the same every night."""
     done = caption.run(job(model, corpus, tmp_path, segments=4.0))
-    assert done["exit_code"] == 0
+    assert (done["videos"], done["segments"], done["captioned"], done["exit_code"]) == (2, 4, 4, 0)
     long = [row for row in rows(tmp_path) if row["video_id"] == "nasa_13013"]
     assert [row["start_s"] for row in long] == [0.0, 4.0, 8.0]
     assert 13.0 <= long[-1]["end_s"] <= 13.1
@@ -113,7 +113,7 @@ def test_segments_have_captions_times_and_subtitles(model: str, corpus: Path, tm
     assert (tmp_path / "out" / "vtt" / "nasa_13013.vtt").read_text().startswith("WEBVTT\n\n00:00:00.000 --> 00:00:04.000\n")
     again = caption.run(job(model, corpus, tmp_path, segments=4.0))
     assert "committed" not in again["encode"]["this_run"]
-    assert again["videos"] == done["videos"]
+    assert again["segments"] == done["segments"]
 
 
 def test_lengths_are_measured_once(model: str, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
