@@ -135,6 +135,9 @@ def _asked(job: AnswerJob, store: TokenStore) -> pa.Table:
     questions = read_questions(job.questions, job.dataset, storage_options=job.options)
     aliases = read_aliases(job.aliases, job.options) if job.aliases else None
     joined = join_videos(questions, payloads, aliases)
+    if payloads and joined["store_id"].null_count == joined.num_rows:
+        named, held = joined["video_id"][0].as_py(), min(payloads)
+        logger.warning("no question is about a video of this store: %s against %s; see --aliases and --dataset", named, held)
     digests = [payloads.get(store_id) for store_id in joined["store_id"].to_pylist()]
     return with_history(joined).append_column("payload_sha256", pa.array(digests, pa.string()))
 

@@ -7,7 +7,7 @@ true of the corpus then. A run that finds nothing to do changes nothing; the fil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import tyro
@@ -22,7 +22,7 @@ from pipeline.answers import QUESTIONS_ASKED
 from pipeline.decode import DecodeConfig
 from pipeline.encode import EncodeConfig, parse_reducer
 from pipeline.errors import ConfigError
-from pipeline.prompts import PromptTemplate
+from pipeline.prompts import VIDEO, PromptTemplate
 from pipeline.segments import check_seconds, span_of
 from pipeline.selection import SelectConfig, check_selection
 from pipeline.store import TokenStore
@@ -35,7 +35,7 @@ QUESTION_ID = "caption"
 class CaptionJob:
     """Encode what is new or changed, caption what has no caption, write captions.jsonl and captions.parquet."""
 
-    corpus: tyro.conf.Positional[str]
+    corpus: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CORPUS")]
     """Directory, glob or manifest (.parquet, .csv, .jsonl with video_id, uri); any fsspec URL."""
     store: str
     """Root of the token store; any fsspec URL."""
@@ -82,6 +82,10 @@ class CaptionJob:
             raise ConfigError(f"{self.out} is the token store: expected another folder for the captions, one inside it will do")
         if not self.prompt.strip():
             raise ConfigError("the prompt is empty: say what the captions should tell")
+        if VIDEO in self.prompt:
+            raise ConfigError(f"the prompt must not contain {VIDEO}: the video is shown in front of it")
+        if self.max_failed < 0:
+            raise ConfigError(f"max_failed must not be negative, got {self.max_failed}")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -91,9 +95,11 @@ class CaptionJob:
 
 def run(job: CaptionJob) -> Report:
     """Encode, caption, write the files."""
+    from pipeline.checkpoint import Checkpoint
     from reducers.base import describe
 
     answering = _answering(job)
+    Checkpoint.open(job.encode.model, job.encode.revision).check_tokenizer()
     check_selection(answering.answer.select, {"reducer": describe(parse_reducer(job.encode.reducer))}, None)
     if job.cluster.runner == "ray":
         with cluster(job.cluster):  # one Ray for both halves

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jobs.launch import Report, launch, storage_options
-from pipeline.answer import AnswerConfig, check_tower, joint_space, load_engine
+from pipeline.answer import AnswerConfig, check_tower, check_turns, joint_space, load_engine
 from pipeline.device import here
 from pipeline.errors import ConfigError
 from pipeline.store import TokenStore
@@ -53,6 +53,7 @@ def run(job: ChatJob) -> Report:
     check_tower(store.spec, checkpoint)
     if job.answer.select.reads_question or job.answer.select.corpus_budget is not None:
         raise ConfigError("a conversation sees the same tokens all along: pass --budget or --coverage, or neither")
+    check_turns(job.answer)
     entry = store.read(_video(job, store))
     shown = Selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint)).show(entry)
     engine = load_engine(config)

@@ -19,7 +19,7 @@ from jobs.progress import Progress
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig, Measure
 from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec, parse_reducer
-from pipeline.errors import VIDEO_CODES, ConfigError, check_at_least_one
+from pipeline.errors import ConfigError, check_at_least_one, video_codes
 from pipeline.identity import adopt
 from pipeline.local import encode_units
 from pipeline.segments import Durations, check_seconds, cut
@@ -71,8 +71,7 @@ class EncodeJob:
         if self.max_failed < 0:
             raise ConfigError(f"max_failed must not be negative, got {self.max_failed}")
         check_share("gpus_per_encoder", self.gpus_per_encoder)
-        if unknown := set(self.retry) - VIDEO_CODES:
-            raise ConfigError(f"unknown class to retry {min(unknown)!r}, expected some of {', '.join(sorted(VIDEO_CODES))}")
+        video_codes(self.retry)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def encoded(job: EncodeJob) -> tuple[pa.Table, Report]:
     spec = encode_spec(config, job.decode, checkpoint)
     store = TokenStore.create(job.store, spec, job.options)
     corpus = in_segments(job, listed, checkpoint.preprocessing().side_px)
-    missing = store.missing(corpus, job.retry)
+    missing = store.missing(corpus, video_codes(job.retry))
     todo = adopt(store, missing, job.options) if job.identity == "content" else missing
     what = "videos" if job.segments is None else f"segments of {listed.num_rows} videos"
     logger.info("%d %s, %d to encode with %s", corpus.num_rows, what, todo.num_rows, config.reducer)
@@ -159,7 +158,7 @@ def _on_ray(
     with cluster(job.cluster) as cpus, turn(job.cluster, stop) as waited:
         check_gpus(job.encoders * job.gpus_per_encoder)
         if waited:  # perhaps for the same job
-            todo = TokenStore.create(job.store, spec, job.options).missing(todo, job.retry)
+            todo = TokenStore.create(job.store, spec, job.options).missing(todo, video_codes(job.retry))
             logger.info("%d videos are left to encode", todo.num_rows)
         if stop.is_set() or not todo.num_rows:
             return

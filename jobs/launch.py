@@ -107,9 +107,9 @@ def _failed(error: Exception, secrets: frozenset[str]) -> int:
     """Print one line for an error of ours, however deep Ray has wrapped it; anything else is a defect and is shown whole."""
     for cause in _causes(error):
         if isinstance(cause, ConfigError):
-            return _say(redact(str(cause), secrets), WRONG_SETTING)
+            return _say(redact(cause.said, secrets), WRONG_SETTING)
         if isinstance(cause, PipelineError):
-            return _say(redact(str(cause), secrets), FAULT)
+            return _say(redact(cause.said, secrets), FAULT)
     logging.getLogger(__name__).exception("the job failed")
     return _say(redact(f"{type(error).__name__}: {error}", secrets), FAULT)
 

@@ -10,7 +10,7 @@ import tyro
 from jobs.launch import DONE, FAILED, Report, launch, storage_options
 from pipeline.care import GRACE_S, clear, compact, gc, repair
 from pipeline.entries import Entry
-from pipeline.errors import VIDEO_CODES, ConfigError
+from pipeline.errors import ConfigError, video_codes
 from pipeline.export import export
 from pipeline.filesystem import open_root
 from pipeline.index import rows_of
@@ -149,10 +149,9 @@ def _compact(job: StoreJob) -> Report:
 
 
 def _retry(job: StoreJob) -> Report:
-    classes = {name.strip().upper() for name in job.classes.split(",") if name.strip()}
-    if not classes or not classes <= VIDEO_CODES:
-        known = ", ".join(sorted(VIDEO_CODES))
-        raise ConfigError(f"expected --class with some of {known}, separated by commas, got {job.classes!r}")
+    classes = video_codes([job.classes])
+    if not classes:
+        raise ConfigError("retry needs --class, e.g. --class TIMEOUT,CRASHED")
     cleared = {store.fingerprint: clear(store, classes) for store in _stores(job)}
     return {"store": job.store, "cleared": cleared, "next": NEXT}
 

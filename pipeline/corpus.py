@@ -80,11 +80,20 @@ def _files_below(fs: Any, path: str) -> Mapping[str, Any]:
         raise FileNotFoundError(path)
     if set(found) == {path}:
         return found
+    found = _without_hidden(found, path)
     return {
         name: info
         for name, info in found.items()
         if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES or (info.get("islink") and Path(name).is_dir())
     }
+
+
+def _without_hidden(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """Leave out what begins with a dot, or lies in a folder that does: caches, and the files macOS puts beside others."""
+    seen = {name: info for name, info in found.items() if "/." not in name[len(path.rstrip("/")) :]}
+    if len(seen) < len(found):
+        logger.info("%d hidden files are left out of %s", len(found) - len(seen), path)
+    return seen
 
 
 def _through_links(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ REPLY_BYTES = 1 << 18
 """More than the times of the longest clip take."""
 ANSWER = {"timestamps_s": list, "decoder": str, "substituted_frames": int}
 """Columns that a child answers beside the frames."""
+TOLD = {"PATH", "HOME", "TMPDIR", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "VIRTUAL_ENV"}
+"""Variables that a child gets, besides those of the locale: what a program needs to start, and no credentials."""
 LAST_BREATH_S = 10.0
 """How long a child that closed its pipe may take to die before it is killed."""
 
@@ -136,15 +138,13 @@ class DecodeChild:
         raise PipelineError(f"the decoding process did not start {STARTS} times (exit code {code})") from cause
 
     def _start(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.decode_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            env=environment,
+            env=_environment(),
         )
         self.served = 0
         self._send({"config": asdict(self.config), "side_px": self.side_px})
@@ -212,3 +212,10 @@ class DecodeChild:
         if not read:
             raise EOFError
         return read
+
+
+def _environment() -> dict[str, str]:
+    """Return the variables of a child: code that a hostile video manages to run should find no credentials there."""
+    told = {name: value for name, value in os.environ.items() if name in TOLD or name.startswith("LC_")}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return {**told, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}

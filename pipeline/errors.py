@@ -4,6 +4,8 @@
 bytes cannot be trusted, stop. `VideoError`: this one video only; its code becomes a row and the run goes on.
 """
 
+from collections.abc import Iterable
+
 from pipeline.redaction import redact
 
 VIDEO_CODES = frozenset(
@@ -31,7 +33,9 @@ class PipelineError(Exception):
     """Root of every error that this project raises on purpose. Users, passwords and signatures of URLs are taken out."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(redact(message))
+        self.said = redact(message)
+        """The message as it was raised: Ray adds sentences of its own to what an exception carries."""
+        super().__init__(self.said)
 
 
 class ConfigError(PipelineError):
@@ -44,6 +48,14 @@ def check_at_least_one(config: object, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def video_codes(names: Iterable[str]) -> frozenset[str]:
+    """Return classes of failure as users name them: in any case, one by one or with commas. Raises ConfigError for others."""
+    found = {code.strip().upper() for name in names for code in name.split(",") if code.strip()}
+    if unknown := found - VIDEO_CODES:
+        raise ConfigError(f"unknown class of failure {min(unknown)!r}, expected some of {', '.join(sorted(VIDEO_CODES))}")
+    return frozenset(found)
 
 
 class StoreError(PipelineError):

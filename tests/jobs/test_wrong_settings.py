@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "pipeline" / "shapes" / "checkpoint")
 CLIP = str(ROOT / "tests" / "videos" / "unordered.mov")
 ENCODE = ["encode", CLIP, "--store", "{out}", "--model", MODEL]
+CAPTION = ["caption", CLIP, "--store", "{out}", "--out", "{out}-captions", "--model", MODEL]
 ANSWER = ["answer", "{questions}", "--store", "{store}", "--out", "{out}", "--model", MODEL]
 EVALUATE = [
     "evaluate",
@@ -37,6 +38,10 @@ WRONG = {
         r"Error parsing --frames: invalid literal for int\(\) with base 10: 'a'",
     ),
     "a flag that is missing": (["encode", CLIP, "--model", MODEL], r"Missing from framefold encode: --store STR Root"),
+    "a class that there is none": ([*ENCODE, "--retry", "TIMEOUT,OOPS"], r"unknown class of failure 'OOPS', expected some of"),
+    "a class to try again that there is none": (["store", "retry", "{store}", "--class", "x"], r"unknown class of failure 'X'"),
+    "captions of what is shown twice": ([*CAPTION, "--prompt", "<video> ?"], r"the prompt must not contain <video>"),
+    "fewer captions missing than none": ([*CAPTION, "--max-failed", "-1"], r"max_failed must not be negative, got -1"),
     "GPUs that are no number": ([*ENCODE, "--gpus-per-encoder", "nan"], r"gpus_per_encoder must be from 0 to 1, or a whole"),
     "one and a half GPUs": (
         [*ANSWER, "--gpus-per-engine", "1.5"],

@@ -28,6 +28,17 @@ def test_a_directory_gives_its_videos_by_path_without_suffix(tmp_path: Path) -> 
     assert all("mtime" in hint for hint in hints)
 
 
+def test_hidden_files_are_left_out_and_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a shell's `*` leaves them out, at any depth; the directory itself may be hidden, and a manifest may name one."""
+    corpus = tmp_path / ".data"
+    touch(corpus, "a.mp4", "._a.mp4", ".cache/b.mp4", "c/.d/e.mp4", "f/g.mp4")
+    with caplog.at_level("INFO"):
+        assert read_corpus(str(corpus))["video_id"].to_pylist() == ["a", "f/g"]
+    assert f"3 hidden files are left out of {corpus}" in caplog.text
+    (tmp_path / "m.jsonl").write_text(json.dumps({"video_id": "x", "uri": str(corpus / "._a.mp4")}))
+    assert read_corpus(str(tmp_path / "m.jsonl")).num_rows == 1
+
+
 def test_files_that_differ_in_their_suffix_keep_it(tmp_path: Path) -> None:
     """Two files are two videos, whatever their names share."""
     touch(tmp_path, "a.mp4", "a.avi", "b.mp4")

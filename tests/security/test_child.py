@@ -57,6 +57,19 @@ def patient() -> Iterator[Decode]:
         yield stage
 
 
+def test_the_child_is_told_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of the cloud, of Ray and of whatever else the operator has set stay with the parent."""
+    secret = {"AWS_SECRET_ACCESS_KEY": "wJalr-1", "RAY_AUTH_TOKEN": "ray-2", "MY_JUDGE_KEY": "sk-3"}
+    for name, value in secret.items():
+        monkeypatch.setenv(name, value)
+    with Decode(DecodeConfig(), side_px=32) as stage:
+        assert one(stage, CLIP)[0]["error_class"] is None
+        assert stage.child.process is not None
+        told = Path(f"/proc/{stage.child.process.pid}/environ").read_bytes().decode()
+    assert "PATH=" in told
+    assert not [value for value in (*secret, *secret.values()) if value in told]
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_what_a_decoding_process_answers_is_checked(name: str, patient: Decode, tmp_path: Path) -> None:
     """By size, number and type; it is ended for a lie."""

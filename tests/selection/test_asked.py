@@ -188,3 +188,13 @@ def test_each_question_sees_its_own_tokens(nest: TokenStore, space: JointSpace) 
     alone = [stage(unit.slice(at, 1)).to_pylist()[0] for at in range(3)]
     assert together == alone
     assert [row["visual_tokens"] for row in together] == [24, 24, 24]
+
+
+def test_questions_about_other_videos_are_told_of(nest: TokenStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All missing: perhaps the wrong store, or other names. One of each side is shown."""
+    given = {"store": nest.root, "out": str(tmp_path / "out"), "cluster": ClusterConfig(runner="local")}
+    for name, told in (("elsewhere", True), ("shapes_0", False)):
+        (tmp_path / f"{name}.csv").write_text(f"video_id,question\n{name},what ?\nnobody,what ?\n")
+        caplog.clear()
+        answer_job.run(AnswerJob(**given, questions=str(tmp_path / f"{name}.csv"), answer=AnswerConfig(model=SHAPES)))
+        assert ("no question is about a video of this store: elsewhere against shapes_0" in caplog.text) == told
