@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from pipeline.device import C, here
 from pipeline.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+REACH_S = 10.0
+"""How long a cluster may take to answer at its address."""
 NO_PROGRESS_S = 6 * 3600
 """Ray Data gives up after so long without a finished task; its default of half an hour is short for a queue of GPUs."""
 JOBS = 4
@@ -75,6 +78,7 @@ def cluster(config: ClusterConfig) -> Iterator[list[float]]:
         yield _cpus()
         return
     address = config.joined
+    _check_reachable(address)
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     if address == "local" and not AUTH & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray 2.60 would make one and keep it in the home folder
@@ -90,6 +94,17 @@ def cluster(config: ClusterConfig) -> Iterator[list[float]]:
         yield _cpus()
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConfigError where nothing listens at HOST:PORT: `ray.init` would ask again for minutes without a word."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 def _cpus() -> list[float]:

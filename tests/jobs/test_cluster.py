@@ -1,6 +1,7 @@
 """Where a job runs, and what it says where it cannot; the jobs themselves on Ray are in `test_ray.py`."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,14 @@ def test_no_gpu_wanted_is_no_gpu_missed() -> None:
     ran = tried("local", 0)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == f'{{"cpus": [{float(os.cpu_count() or 1)}], "waited": false}}'
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nothing_listens_is_told_at_once(scheme: str) -> None:
+    """Exit 2 and one line; Ray itself asks again for minutes in silence."""
+    with socket.socket() as taken:  # bound, not listening: nobody else gets the port meanwhile
+        taken.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
+        ran = tried(address, 0)
+    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
+    assert f"no Ray cluster answers at {address}: [Errno 111] Connection refused" in ran.stderr
