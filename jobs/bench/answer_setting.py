@@ -19,12 +19,14 @@ from pipeline.answers import QUESTIONS_ASKED
 from pipeline.checkpoint import Checkpoint
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig
+from pipeline.device import check_present, device_here
 from pipeline.encode import Encode, EncodeConfig, encode_spec
 from pipeline.engine import Engine, TransformersEngine
-from pipeline.errors import ConfigError
+from pipeline.errors import check_at_least_one
 from pipeline.local import encode_units
 from pipeline.prompts import PromptTemplate
 from pipeline.shapes.model import WORDS
+from pipeline.steps import Kind
 from pipeline.store import Commit, TokenStore
 from pipeline.vllm_settings import installed_vllm, require_vllm
 
@@ -45,12 +47,13 @@ class AnswerBench:
     """Tokens of an answer; random weights seldom end one earlier."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    steps: Kind = "auto"
+    """How the engine transformers generates, see `framefold answer`."""
     engines: tuple[Literal["transformers", "vllm"], ...] = ()
     """Engines that answer from the store; default: transformers, and vllm where it is installed."""
 
     def __post_init__(self) -> None:
-        if min(self.videos, self.questions, self.baseline_questions, self.max_new_tokens) < 1:
-            raise ConfigError("videos, questions, baseline_questions and max_new_tokens must be at least 1")
+        check_at_least_one(self, "videos", "questions", "baseline_questions", "max_new_tokens")
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -64,7 +67,8 @@ class Setting:
     def __init__(self, job: AnswerBench, folder: Path) -> None:
         self.job = job
         self.folder = folder
-        self.device = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
+        self.device = device_here(job.device)
+        check_present(self.device)
         if "vllm" in job.measured:
             require_vllm(self.device)
         self.model_path, self.store = folder / "model", str(folder / "store")
@@ -77,9 +81,8 @@ class Setting:
         self.stores = {reducer: self.encoded(reducer) for reducer in ("none", job.reducer)}
         loaded = VideoLlavaForConditionalGeneration.from_pretrained(self.model_path, dtype=getattr(torch, job.dtype))
         self.model: Any = loaded.to(self.device).eval()
-        self.engine = TransformersEngine(
-            self.model, _tokenizer(self.model_path), PromptTemplate(), max_new_tokens=job.max_new_tokens
-        )
+        options: dict[str, Any] = {"max_new_tokens": job.max_new_tokens, "steps": job.steps}
+        self.engine = TransformersEngine(self.model, _tokenizer(self.model_path), PromptTemplate(), **options)
 
     def encoded(self, reducer: str) -> TokenStore:
         """Encode the videos; seconds per video, models loaded, go to `encode_s`."""

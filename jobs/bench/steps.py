@@ -17,8 +17,9 @@ from jobs.bench.geometry import LANGUAGE, PRESETS, config_of, random_model
 from jobs.bench.machine import describe, say
 from jobs.bench.roofline import weights
 from jobs.launch import Report, launch
+from pipeline.device import check_present, device_here
 from pipeline.engine import TransformersEngine, VideoQuestions
-from pipeline.errors import ConfigError
+from pipeline.errors import check_at_least_one
 from pipeline.prompts import PromptTemplate
 from pipeline.shapes.model import WORDS, build_tokenizer
 from pipeline.steps import Kind, Rows, Steps
@@ -45,8 +46,7 @@ class StepsBench:
     """Runs of each; the fastest counts."""
 
     def __post_init__(self) -> None:
-        if min(self.videos, self.questions, self.tokens, self.steps, self.repeat) < 1:
-            raise ConfigError("videos, questions, tokens, steps and repeat must be at least 1")
+        check_at_least_one(self, "videos", "questions", "tokens", "steps", "repeat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,8 @@ class Taken:
 
 def run(job: StepsBench) -> Report:
     """Print the table."""
-    device = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
+    device = device_here(job.device)
+    check_present(device)
     model = random_model(job.preset, DTYPES[job.dtype])
     model.model.video_tower = None
     lines = [_taken(job, model.to(device), kind) for kind in job.kinds]
