@@ -125,7 +125,7 @@ def answers(out: Path) -> list[tuple[str, str, int]]:
     [
         ("local", ["--vllm-options", '{"max_num_sequences": 3}'], "holds max_num_sequences, which is no setting of vllm"),
         ("ray", ["--max-model-len", "5000"], "max_model_len is 5000, the model has 4096 positions"),
-        ("local", ["--device", "cuda"], "is built for cpu: expected device cpu, got cuda"),
+        ("local", ["--device", "cuda"], "expected the GPU cuda, torch finds 0 GPUs here"),
         ("ray", ["--tensor-parallel-size", "2"], "vLLM does not start: Total number of attention heads (3)"),
     ],
     ids=["option", "length", "device", "start"],
