@@ -19,7 +19,11 @@ OPENED = Checkpoint.open(str(SHAPES))
 
 @pytest.fixture
 def tower(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(SHAPES / "text_tower", tmp_path / "tower"))
+    """A text tower that lies by itself, with a tokeniser of its own."""
+    folder = Path(shutil.copytree(SHAPES / "text_tower", tmp_path / "tower"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(SHAPES / name, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,6 @@ def test_a_long_question_is_cut_before_the_token_that_ends_it(space: JointSpace)
 
 def test_a_tokeniser_that_ends_questions_itself_ends_them_once(tower: Path, space: JointSpace) -> None:
     """CLIP's own does, Llama's does not: the same vector."""
-    shutil.copy(SHAPES / "tokenizer_config.json", tower)
     content = json.loads((SHAPES / "tokenizer.json").read_text())
     end = space._text[1].eos_token
     content["post_processor"]["single"].append({"SpecialToken": {"id": end, "type_id": 0}})
@@ -128,8 +131,6 @@ def test_a_tokeniser_that_ends_questions_itself_ends_them_once(tower: Path, spac
 
 def test_a_tokeniser_of_its_own_is_read_before_the_checkpoints(tower: Path, space: JointSpace) -> None:
     """With other words for the same ids a question is another one."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(SHAPES / name, tower / name)
     same = JointSpace.open(OPENED, str(tower))
     assert torch.equal(same.embed(["red circle"]), space.embed(["red circle"]))
     digest = same.text_digest()
