@@ -95,7 +95,7 @@ def require_vllm(device: str, config: VllmConfig | None = None) -> None:
     if not found.startswith(RELEASE):
         raise ConfigError(f"the engine vllm needs vllm {RELEASE}*, found {found}; pip install 'framefold[vllm]'")
     runs_on = "cpu" if "cpu" in found else "cuda"
-    if device.partition(":")[0] != runs_on:
+    if device != runs_on:
         raise ConfigError(f"vllm {found} is built for {runs_on}: expected device {runs_on}, got {device}")
     options = {} if config is None else config.options
     if options:
