@@ -1,5 +1,6 @@
 """Geometries with random weights: the shapes of real checkpoints, for measuring speed where no weights are at hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def random_model(preset: str, dtype: torch.dtype, seed: int = 0) -> Any:
 
 
 def write_checkpoint(preset: str, folder: Path, dtype: torch.dtype, seed: int = 0) -> None:
-    """Write a checkpoint of random weights."""
+    """Write a checkpoint of random weights. Its tokeniser has a word for every id, as those of real checkpoints nearly have."""
     random_model(preset, dtype, seed).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    known = {*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"])}
+    ids = set(range(LANGUAGE[PRESETS[preset][1]]["vocab_size"])) - known
+    content["model"]["vocab"].update({f"word{at}": at for at in sorted(ids)})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
