@@ -34,7 +34,8 @@ REPLY_BYTES = 1 << 18
 ANSWER = {"timestamps_s": list, "decoder": str, "substituted_frames": int}
 """Columns that a child answers beside the frames."""
 TOLD = {"PATH", "HOME", "TMPDIR", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "VIRTUAL_ENV"}
-"""Variables that a child gets, besides those of the locale: what a program needs to start, and no credentials."""
+"""Variables that a child gets, with those that begin as `TOLD_IF_BEGUN`: what a program needs to start, and no credentials."""
+TOLD_IF_BEGUN = ("LC_", "FRAMEFOLD_")
 LAST_BREATH_S = 10.0
 """How long a child that closed its pipe may take to die before it is killed."""
 
@@ -216,6 +217,6 @@ class DecodeChild:
 
 def _environment() -> dict[str, str]:
     """Return the variables of a child: code that a hostile video manages to run should find no credentials there."""
-    told = {name: value for name, value in os.environ.items() if name in TOLD or name.startswith("LC_")}
+    told = {name: value for name, value in os.environ.items() if name in TOLD or name.startswith(TOLD_IF_BEGUN)}
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return {**told, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
