@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 
 from pipeline.answers import ANSWERS
-from pipeline.device import check_device, check_dtype, device_here, dtype_on
+from pipeline.device import StepKind, check_device, check_dtype, device_here, dtype_on
 from pipeline.errors import ConfigError
 from pipeline.prompts import PromptTemplate, prompt_spec
 from pipeline.replies import VideoQuestions
@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, n
 
 ENGINES = {"transformers": 1, "vllm": 1}
 """Names and versions in the answer fingerprint; a test holds them equal to the engines' own."""
-
-STEPS = ("auto", "eager", "static", "compile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +46,7 @@ class AnswerConfig:
     """auto is the first GPU or else the CPU; on Ray, a GPU if --gpus-per-engine asks for one and else the CPU."""
     max_batch_tokens: int = 0
     """Positions in the key-value cache of one batch; 0 takes what fits. It changes no answer in float32."""
-    steps: Literal["auto", "eager", "static", "compile"] = "auto"
+    steps: StepKind = "auto"
     """How the engine transformers generates: eager, kernel by kernel; static, in fixed shapes, recorded on a GPU (CUDA graphs);
     compile, as static through torch.compile. auto is static on a GPU where a timed try is faster, else eager. It changes no
     answer in float32."""
@@ -60,8 +58,8 @@ class AnswerConfig:
             raise ConfigError(f"unknown engine {self.engine!r}, expected one of {', '.join(ENGINES)}")
         check_dtype("dtype", self.dtype)
         check_device(self.device)
-        if self.steps not in STEPS:
-            raise ConfigError(f"unknown steps {self.steps!r}, expected one of {', '.join(STEPS)}")
+        if self.steps not in get_args(StepKind):
+            raise ConfigError(f"unknown steps {self.steps!r}, expected one of {', '.join(get_args(StepKind))}")
         if self.engine == "vllm" and self.steps != "auto":
             raise ConfigError(f"steps {self.steps} is a choice of the engine transformers; vllm has its own way")
         for name, least in (("max_new_tokens", 1), ("max_batch_tokens", 0)):

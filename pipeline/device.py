@@ -1,12 +1,16 @@
 """Where a model runs and in which type it computes, decided in one place for encoding, answering, training and benchmarks."""
 
 import re
-from typing import Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self, TypeVar
 
 from pipeline.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Compute types that a flag may name."""
+
+
+StepKind = Literal["auto", "eager", "static", "compile"]
+"""How generation steps may run, see `pipeline.steps`; named here, where no torch is loaded."""
 
 
 class OnDevice(Protocol):

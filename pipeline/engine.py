@@ -22,12 +22,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.asking import Askable, Asking
 from pipeline.conversation import Conversation
+from pipeline.device import StepKind
 from pipeline.errors import ConfigError
 from pipeline.halving import batch_tokens, in_halves
 from pipeline.prompts import PromptTemplate, SplitPrompt, video_token_id
 from pipeline.replies import STATUSES, Engine, Reply, VideoQuestions
 from pipeline.roomy import Seen
-from pipeline.steps import Kind, Rows, steps_for
+from pipeline.steps import Rows, steps_for
 from pipeline.vocabulary import eos_ids, never_said, reserved_ids
 
 __all__ = ["STATUSES", "Engine", "Reply", "TransformersEngine", "VideoQuestions"]
@@ -77,7 +78,7 @@ class TransformersEngine:
         *,
         max_new_tokens: int = 32,
         max_batch_tokens: int = 0,
-        steps: Kind = "auto",
+        steps: StepKind = "auto",
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer

@@ -10,18 +10,17 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from pipeline.device import StepKind
 from pipeline.errors import ConfigError
 from pipeline.roomy import Buffers, FixedLayer, RoomyLayer, room_for
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["auto", "eager", "static", "compile"]
 
 Forward = Callable[[Tensor, Tensor | None, Tensor, Cache], Tensor]
 """Ids (B, L), mask (ones, zeros (B, C), or to be added (B, 1, L, C)), positions (B, L), keys and values to next ids (B,)."""
@@ -61,7 +60,7 @@ class Steps(Protocol):
         """Give back memory that is kept between batches."""
 
 
-def steps_for(kind: Kind, forward: Forward, device: torch.device, limit: Callable[[], int]) -> Steps:
+def steps_for(kind: StepKind, forward: Forward, device: torch.device, limit: Callable[[], int]) -> Steps:
     """Return the steps of a kind on a device; `limit` says how many positions (rows times columns) may stay allocated.
 
     `auto` is `eager` on the CPU. On a GPU it is `static` for each shape where a timed try shows that recording pays.
@@ -119,6 +118,8 @@ class StaticSteps:
         """Least recently used first."""
         self.slow: set[tuple[int, int]] = set()
         """Shapes for which recording did not pay, or that did not fit."""
+        self.refused = False
+        """The model cannot be recorded: no shape is tried again."""
 
     def say(self, rows: Rows, longest: int) -> Iterator[Tensor]:
         """See `Steps`."""
@@ -140,7 +141,7 @@ class StaticSteps:
         self.held.clear()
 
     def _shape(self, like: Cache, size: tuple[int, int]) -> "FixedShape | None":
-        if size in self.slow:
+        if self.refused or size in self.slow:
             return None
         fitting = [one for one in self.held if one.fits(*size)]
         if not fitting:
@@ -173,6 +174,7 @@ class StaticSteps:
             if not self.only_if_faster:
                 raise ConfigError(f"this model's step cannot be recorded, answer with steps=eager: {error}") from error
             logger.warning("this model's step cannot be recorded: %s", error)
+            self.refused = True
             return 0.0
         logger.info("a step of %d rows and %d columns is %.2fx as fast recorded", shape.rows, shape.columns, gain)
         return gain

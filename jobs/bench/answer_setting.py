@@ -19,14 +19,13 @@ from pipeline.answers import QUESTIONS_ASKED
 from pipeline.checkpoint import Checkpoint
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig
-from pipeline.device import check_present, device_here
+from pipeline.device import StepKind, check_present, device_here
 from pipeline.encode import Encode, EncodeConfig, encode_spec
 from pipeline.engine import Engine, TransformersEngine
 from pipeline.errors import check_at_least_one
 from pipeline.local import encode_units
 from pipeline.prompts import PromptTemplate
 from pipeline.shapes.model import WORDS
-from pipeline.steps import Kind
 from pipeline.store import Commit, TokenStore
 from pipeline.vllm_settings import installed_vllm, require_vllm
 
@@ -47,7 +46,7 @@ class AnswerBench:
     """Tokens of an answer; random weights seldom end one earlier."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    steps: Kind = "auto"
+    steps: StepKind = "auto"
     """How the engine transformers generates, see `framefold answer`."""
     engines: tuple[Literal["transformers", "vllm"], ...] = ()
     """Engines that answer from the store; default: transformers, and vllm where it is installed."""

@@ -17,12 +17,12 @@ from jobs.bench.geometry import LANGUAGE, PRESETS, config_of, random_model
 from jobs.bench.machine import describe, say
 from jobs.bench.roofline import weights
 from jobs.launch import Report, launch
-from pipeline.device import check_present, device_here
+from pipeline.device import StepKind, check_present, device_here
 from pipeline.engine import TransformersEngine, VideoQuestions
 from pipeline.errors import check_at_least_one
 from pipeline.prompts import PromptTemplate
 from pipeline.shapes.model import WORDS, build_tokenizer
-from pipeline.steps import Kind, Rows, Steps
+from pipeline.steps import Rows, Steps
 from pipeline.vision import DTYPES
 
 
@@ -39,7 +39,7 @@ class StepsBench:
     """Visual tokens of a video."""
     steps: int = 16
     """Steps that are timed together."""
-    kinds: tuple[Kind, ...] = ("eager", "static", "compile")
+    kinds: tuple[StepKind, ...] = ("eager", "static", "compile")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     repeat: int = 3
@@ -53,7 +53,7 @@ class StepsBench:
 class Taken:
     """One line of the table."""
 
-    kind: Kind
+    kind: StepKind
     first_s: float
     """Seconds of the first batch, with all that is compiled or recorded."""
     step_s: float
@@ -104,7 +104,7 @@ class Watched:
         return (self.done_s[-1] - self.done_s[0]) / (len(self.done_s) - 1)
 
 
-def _taken(job: StepsBench, model: Any, kind: Kind) -> Taken:
+def _taken(job: StepsBench, model: Any, kind: StepKind) -> Taken:
     asked = TransformersEngine(model, build_tokenizer(), PromptTemplate(), max_new_tokens=job.steps + 1, steps=kind)
     asked.max_batch_tokens = max(asked.max_batch_tokens, 2 * job.videos * (job.questions + 1) * (job.tokens + 256))
     asked.eos = (-1,)  # no answer ends early

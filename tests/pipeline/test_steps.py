@@ -193,7 +193,10 @@ def test_a_model_that_cannot_be_recorded_is_said_so_or_run_as_it_is(monkeypatch:
     asked = static()
     videos = groups(RAGGED, width_of(asked))
 
-    def fails(_: FixedShape) -> float:
+    tries = []
+
+    def fails(shape: FixedShape) -> float:
+        tries.append(shape)
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(StaticSteps, "_records", lambda *_: True)
@@ -201,7 +204,11 @@ def test_a_model_that_cannot_be_recorded_is_said_so_or_run_as_it_is(monkeypatch:
     with pytest.raises(ConfigError, match=r"cannot be recorded, answer with steps=eager: operation not permitted"):
         asked.answer(videos)
     asked.steps.only_if_faster = True
+    tries.clear()
     assert asked.answer(videos) == plainly(asked, videos)
+    longer = groups([(150, ["what is it"])], width_of(asked))
+    assert asked.answer(longer) == plainly(asked, longer)
+    assert len(tries) == 1, "another shape of the same model was tried in vain"
 
 
 def test_unknown_steps_are_refused_before_anything_is_loaded() -> None:
