@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 import tyro
 
-from jobs.cluster import ClusterConfig, check_gpus, check_share, cluster, placed, share, through, turn
+from jobs.cluster import ClusterConfig, check_gpus, check_share, cluster, placed, share, source, through, turn
 from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.aliases import read_aliases
@@ -181,8 +181,6 @@ class _Answering:
 def _on_ray(
     job: AnswerJob, pending: pa.Table, store: TokenStore, answers: AnswerStore, cut: float | None, stop: threading.Event
 ) -> Generator[pa.Table, None, None]:
-    import ray.data
-
     with cluster(job.cluster) as cpus, turn(job.cluster, stop) as waited:
         check_gpus(job.engines * job.gpus_per_engine)
         if waited:  # perhaps for the same job
@@ -191,7 +189,7 @@ def _on_ray(
         if stop.is_set() or not pending.num_rows:
             return
         each = share(cpus, job.engines + 1)
-        data = ray.data.from_arrow([unit.combine_chunks() for unit in units(pending, job.videos_per_unit)])
+        data = source(unit.combine_chunks() for unit in units(pending, job.videos_per_unit))
         asked = (job.answer, job.store, store.fingerprint, job.options, None, cut)
         gpus = job.gpus_per_engine
         replies = through(data, _Answering, asked, workers=job.engines, cpus=each, gpus=gpus, batch=None)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from jobs.cluster import ClusterConfig, check_gpus, check_share, cluster, placed, share, source, through, turn
+from jobs.cluster import ClusterConfig, blocks, check_gpus, check_share, cluster, placed, share, source, through, turn
 from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
 from jobs.progress import Progress
 from pipeline.corpus import read_corpus
@@ -127,12 +127,12 @@ def _measured(job: EncodeJob, videos: pa.Table, side_px: int) -> Iterator[pa.Tab
     logger.info("%d videos to measure", videos.num_rows)
     if job.cluster.runner == "local":
         with Measure(job.decode, side_px, job.options) as measure:
-            yield from (measure(videos.slice(start, STEP)) for start in range(0, videos.num_rows, STEP))
+            yield from map(measure, blocks(videos, STEP))
         return
     with cluster(job.cluster) as cpus, turn(job.cluster):
         arguments = (job.decode, side_px, job.options)
         each = share(cpus, job.decoders)
-        lengths = through(source(videos, STEP), Measure, arguments, workers=job.decoders, cpus=each, batch=STEP)
+        lengths = through(source(blocks(videos, STEP)), Measure, arguments, workers=job.decoders, cpus=each, batch=STEP)
         yield from lengths.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
 
 
@@ -163,7 +163,7 @@ def _on_ray(
         if stop.is_set() or not todo.num_rows:
             return
         each = share(cpus, job.decoders + job.encoders + 1)
-        videos = source(todo, step)
+        videos = source(blocks(todo, step))
         clips = through(videos, Decode, (job.decode, side_px, job.options), workers=job.decoders, cpus=each, batch=step)
         gpus = job.gpus_per_encoder
         tokens = through(clips, Encode, (job.encode,), workers=job.encoders, cpus=each, gpus=gpus, batch=step)

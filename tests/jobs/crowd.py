@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from jobs.cluster import JOBS, ClusterConfig, cluster, share, source, through, turn
+from jobs.cluster import JOBS, ClusterConfig, blocks, cluster, share, source, through, turn
 
 CONFIG = ClusterConfig(address="this one")
 """Not looked at, for Ray runs already; but no private cluster."""
@@ -35,7 +35,7 @@ class Stay:
 def job(folder: str, name: str, told: dict[str, tuple[bool, int]]) -> None:
     """Send a few rows through pools of one actor each."""
     with cluster(CONFIG) as cpus, turn(CONFIG) as waited:
-        data = source(pa.table({"row": range(4)}), 1)
+        data = source(blocks(pa.table({"row": range(4)}), 1))
         for pool in range(POOLS):
             data = through(data, Stay, (folder, f"{name}-{pool}"), workers=1, cpus=share(cpus, POOLS), batch=1)
         batches = data.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
@@ -43,25 +43,38 @@ def job(folder: str, name: str, told: dict[str, tuple[bool, int]]) -> None:
 
 
 def main(folder: str) -> None:
-    """Start the jobs; once all that may run are complete, start one more, see it wait, and let them go on."""
+    """Start all jobs but one of those that may run, then that one, when the others hold their CPUs; then one too many."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
     told: dict[str, tuple[bool, int]] = {}
     threads = [threading.Thread(target=job, args=(folder, f"job{at}", told), daemon=True) for at in range(JOBS + 1)]
-    for thread in threads[:-1]:
-        thread.start()
     end = time.monotonic() + WAIT_S
-    while len(up := sorted(path.name for path in Path(folder).iterdir())) < JOBS * POOLS and time.monotonic() < end:
-        time.sleep(0.1)
-    threads[-1].start()
-    threads[-1].join(5)
-    late = [path.name for path in Path(folder).iterdir() if path.name not in up]
+    for thread in threads[: JOBS - 1]:
+        thread.start()
+    complete(folder, JOBS - 1, end)
+    threads[JOBS - 1].start()
+    up = complete(folder, JOBS, end)
+    threads[JOBS].start()
+    threads[JOBS].join(5)
+    late = present(folder) - up
     (Path(folder) / "go").touch()
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
-    sys.stdout.write(json.dumps({"up": len(up), "late": late, "told": told}) + "\n")
+    sys.stdout.write(json.dumps({"up": len(up), "late": sorted(late), "told": told}) + "\n")
     sys.stdout.flush()
     ray.shutdown()
+
+
+def complete(folder: str, jobs: int, end: float) -> set[str]:
+    """Return the pools that are up, once those of so many jobs are."""
+    while len(up := present(folder)) < jobs * POOLS and time.monotonic() < end:
+        time.sleep(0.1)
+    return up
+
+
+def present(folder: str) -> set[str]:
+    """Return the pools that are up."""
+    return {path.name for path in Path(folder).iterdir()}
 
 
 if __name__ == "__main__":

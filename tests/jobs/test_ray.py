@@ -160,7 +160,7 @@ def test_as_many_jobs_as_may_run_fit_on_two_cpus_and_one_more_waits_its_turn(tmp
     command = [sys.executable, "-m", "tests.jobs.crowd", str(tmp_path)]
     ran = subprocess.run(command, cwd=ROOT, env=environment(ray_folder), capture_output=True, text=True, check=False)
     told = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
-    assert (told["up"], told["late"]) == (JOBS * POOLS, [])
+    assert (told["up"], told["late"]) == (JOBS * POOLS, []), ran.stderr
     assert told["told"] == {**{f"job{at}": [False, 4] for at in range(JOBS)}, f"job{JOBS}": [True, 4]}
     assert f"{JOBS} jobs run on this cluster already" in ran.stderr
 
