@@ -146,6 +146,7 @@ def _locally(
         Commit(job.store, spec, job.options),
         decoders=job.decoders,
         videos_per_step=min(job.encode.batch_clips, job.videos_per_unit),
+        videos_at_once=min(job.encode.clips_at_once, job.videos_per_unit),
         videos_per_unit=job.videos_per_unit,
         stop=stop,
     )
@@ -166,8 +167,9 @@ def _on_ray(
         videos = source(blocks(todo, step))
         clips = through(videos, Decode, (job.decode, side_px, job.options), workers=job.decoders, cpus=each, batch=step)
         gpus = job.gpus_per_encoder
-        tokens = through(clips, Encode, (job.encode,), workers=job.encoders, cpus=each, gpus=gpus, batch=step)
         unit = job.videos_per_unit
+        at_once = min(job.encode.clips_at_once, unit)
+        tokens = through(clips, Encode, (job.encode,), workers=job.encoders, cpus=each, gpus=gpus, batch=at_once)
         commits = through(tokens, Commit, (job.store, spec, job.options), workers=1, cpus=each / 2, batch=unit)
         for manifest in commits.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
             yield manifest

@@ -64,14 +64,13 @@ def measure(drawn: pa.Table, make_decode: Callable[[], Decode], tower: "Tower", 
 
 def _cosines(clips: Sequence[bytes], tower: "Tower") -> list["dict[str, torch.Tensor] | None"]:
     """Return what is measured of each clip of uint8 F*S*S*3; None where the tower gives a value that is not finite."""
-    import torch
-
+    from pipeline.batches import ends_of, frames_of
     from reducers.thresholds import measures
 
     if not clips:
         return []
-    frames = [torch.frombuffer(bytearray(clip), dtype=torch.uint8).view(-1, tower.side_px, tower.side_px, 3) for clip in clips]
-    seen = tower(torch.cat(frames), frozenset(), torch.tensor([0, *map(len, frames)]).cumsum(0))
+    frames, lengths = frames_of(clips, tower.side_px)
+    seen = tower(frames, frozenset(), ends_of(lengths))
     x_FND, found = seen.features.float(), []
     g_FD = x_FND.mean(1) if seen.cls is None else seen.cls.float()
     for start, end in seen.clip_ptr.unfold(0, 2, 1).tolist():

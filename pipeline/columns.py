@@ -1,6 +1,7 @@
 """From reduced tokens to the columns that are stored. The way back is in `shards` and `selection`."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.quantize import to_int8
 
@@ -11,6 +12,23 @@ if TYPE_CHECKING:  # torch loads when a stage is built, not when a flag is parse
 
 PLAIN = {"frame": "<i2", "anchor": "<i4", "kind": "u1", "size": "<f4", "position": "<f4"}
 ORDER = {"rank": "<i2", "parent": "<i2", "link": "u1", "weight": "<f4", "gain": "<f4"}
+
+
+T = TypeVar("T")
+
+
+def hosted(reduced: "ReducedTokens") -> "ReducedTokens":
+    """Return the tokens of a batch in host memory, features in float16: one copy per column, however many clips."""
+    import torch
+
+    return _on_host(replace(reduced, features=reduced.features.to(torch.float16)))
+
+
+def _on_host(value: T) -> T:
+    """Return a tensor, or a dataclass of some, in host memory; anything else as it is."""
+    if is_dataclass(value):
+        return replace(value, **{field.name: _on_host(getattr(value, field.name)) for field in fields(value)})  # type: ignore[type-var]
+    return value.cpu() if hasattr(value, "cpu") else value
 
 
 def columns(
@@ -25,23 +43,24 @@ def columns(
     """Return the stored columns of one clip of a batch; a failure if float16 cannot hold its features.
 
     Args:
-        reduced: tokens of all clips.
+        reduced: tokens of all clips, as `hosted` gives them.
         number: which clip.
         grid: its frames, rows and columns before the reduction.
         dtype: float16 or int8.
         before: frames of the clips before it.
-        clip_space: (F * gh * gw, P) its patches in the joint image-text space, to be stored with the tokens.
+        clip_space: (S, P) its tokens in the joint image-text space, float32.
     """
-    import torch
-
     span = reduced.clip(number)
-    features = reduced.features[span].to(torch.float16).cpu()
+    features = reduced.features[span]
     if not bool(features.isfinite().all()):
         return failure("features do not fit float16")
     found: dict[str, Any] = {name: _bytes(getattr(reduced, name)[span], kind) for name, kind in PLAIN.items()}
     found |= {"shape": list(features.shape), "dtype": dtype, "grid": list(grid)}
     found |= _features(features, dtype) | _order(reduced, number, grid, before)
-    return found if clip_space is None else found | _clip_space(clip_space, reduced.anchor[span])
+    if clip_space is None:
+        return found
+    values, scale = to_int8(clip_space.numpy())
+    return found | {"clip_space": values, "clip_scale": scale}
 
 
 def failure(detail: str) -> dict[str, Any]:
@@ -50,7 +69,7 @@ def failure(detail: str) -> dict[str, Any]:
 
 
 def _bytes(values: "Tensor", kind: str) -> bytes:
-    return values.cpu().numpy().astype(kind).tobytes()
+    return bytes(values.numpy().astype(kind).tobytes())
 
 
 def _features(features: "Tensor", dtype: str) -> dict[str, Any]:
@@ -68,10 +87,3 @@ def _order(reduced: "ReducedTokens", number: int, grid: tuple[int, int, int], be
     owner = reduced.owner[before * patches : (before + grid[0]) * patches]
     held = {name: _bytes(getattr(reduced.order, name)[span], kind) for name, kind in ORDER.items()}
     return {**held, "owner": _bytes(owner, "<i2")}
-
-
-def _clip_space(clip_space: "Tensor", anchor: "Tensor") -> dict[str, Any]:
-    """Return the vector of each token's anchor; 0 for a token without one."""
-    rows = clip_space[anchor.long().clamp(min=0)].masked_fill((anchor < 0)[:, None], 0)
-    values, scale = to_int8(rows.cpu().numpy())
-    return {"clip_space": values, "clip_scale": scale}

@@ -2,23 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.columns import columns, failure
+from pipeline.columns import columns, failure, hosted
 from pipeline.decode import DecodeConfig, decode_spec
 from pipeline.device import check_device, check_dtype, device_here, dtype_on
-from pipeline.errors import ConfigError, PipelineError, check_at_least_one
+from pipeline.errors import ConfigError, check_at_least_one
 from pipeline.schema import ENCODED, SCHEMA_VERSION
 
 if TYPE_CHECKING:  # torch and transformers load when a stage is built, not when a flag is parsed
     import torch
 
     from pipeline.checkpoint import Checkpoint
-    from reducers.base import Reducer, VisualTokens
+    from reducers.base import ReducedTokens, Reducer, VisualTokens
+
+    _Looked = tuple[Sequence[int], VisualTokens | ReducedTokens]
+    """Frames of each clip of a batch, and what the tower saw of them, or what merging inside it left."""
+
+
+OVERLAPPING = 4
+"""Batches that a stage on a GPU is best given in one call: it overlaps them, see `pipeline.overlap`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,11 @@ class EncodeConfig:
         check_at_least_one(self, "batch_clips")
         if self.clip_space and self.reducer.startswith("tome"):
             raise ConfigError("clip_space needs patches as the tower gives them: tome merges them inside it")
+
+    @property
+    def clips_at_once(self) -> int:
+        """Return how many clips to give to the stage in one call."""
+        return self.batch_clips * (OVERLAPPING if self.device.startswith("cuda") else 1)
 
     def on(self, device: str) -> "EncodeConfig":
         """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
@@ -127,6 +137,7 @@ class Encode:
     def __init__(self, config: EncodeConfig) -> None:
         from pipeline.checkpoint import Checkpoint
         from pipeline.joint import JointSpace
+        from pipeline.overlap import Overlap
         from pipeline.vision import Tower
 
         self.config = config.here()
@@ -135,84 +146,60 @@ class Encode:
         self.tower = Tower(checkpoint, device=self.config.device, dtype=self.config.compute_dtype)
         wanted = self.config.clip_space
         self.space = JointSpace.open(checkpoint, self.config.text_tower) if wanted else None
+        self.overlap = Overlap(self.tower.device)
 
     def __call__(self, clips: pa.Table) -> pa.Table:
         """Return the clips with tokens in place of frames. A clip with a failure passes through."""
         rows = clips.to_pylist()
         good = [at for at, row in enumerate(rows) if row["error_class"] is None]
-        for start in range(0, len(good), self.config.batch_clips):
-            batch = good[start : start + self.config.batch_clips]
-            for at, outcome in zip(batch, self.encode([rows[at]["frames"] for at in batch]), strict=True):
+        batches = [good[start : start + self.config.batch_clips] for start in range(0, len(good), self.config.batch_clips)]
+        frames = ([rows[at]["frames"] for at in batch] for batch in batches)
+        for batch, outcomes in zip(batches, self.overlap.run(self._look, self._finish, frames), strict=True):
+            for at, outcome in zip(batch, outcomes, strict=True):
                 rows[at] |= outcome
         return pa.Table.from_pylist([{name: row.get(name) for name in ENCODED.names} for row in rows], schema=ENCODED)
 
     def encode(self, clips: Sequence[bytes]) -> list[dict[str, Any]]:
         """Return the token columns of some clips, each uint8 F*S*S*3; or a failure where a value is not finite."""
-        import torch
+        return self._finish(self._look(clips))
 
+    def _look(self, clips: Sequence[bytes]) -> "_Looked":
+        """Run the tower over some clips. A GPU has only begun when this returns."""
+        from pipeline.batches import ends_of, frames_of
         from reducers.tome import ToMe
 
-        frames = [self._frames(clip) for clip in clips]
-        ends = torch.tensor([0, *(len(one) for one in frames)]).cumsum(0)
+        frames, lengths = frames_of(clips, self.tower.side_px, locked=self.tower.device.type == "cuda")
         if isinstance(self.reducer, ToMe):
-            merged = self.tower.merged(torch.cat(frames), self.reducer, ends)
-            grids = [(len(one), *self.tower.grid) for one in frames]
-            return [columns(merged, number, grid, dtype=self.config.dtype) for number, grid in enumerate(grids)]
-        seen = self.tower(torch.cat(frames), self.reducer.needs, ends)
-        bad = _not_finite(seen)
-        kept = [number for number in range(len(clips)) if number not in bad]
-        found: list[dict[str, Any]] = [failure("the tower gave values that are not finite") for _ in clips]
+            return lengths, self.tower.merged(frames, self.reducer, ends_of(lengths))
+        return lengths, self.tower(frames, self.reducer.needs, ends_of(lengths))
+
+    def _finish(self, looked: "_Looked") -> list[dict[str, Any]]:
+        """Return the token columns of each clip, or the failure of one with a value that is not finite."""
+        from pipeline.batches import in_joint_space, not_finite, some_clips
+        from reducers.base import ReducedTokens
+
+        lengths, seen = looked
+        if isinstance(seen, ReducedTokens):
+            return self._columns(seen, lengths)
+        bad = not_finite(seen)
+        kept = [number for number in range(len(lengths)) if number not in bad]
+        found: list[dict[str, Any]] = [failure("the tower gave values that are not finite") for _ in lengths]
         if kept:
-            reduced = self._reduced(seen if not bad else _clips(seen, kept))
-            for number, outcome in zip(kept, reduced, strict=True):
+            seen = some_clips(seen, kept) if bad else seen
+            reduced = self.reducer.reduce(seen)
+            vectors = None if self.space is None else in_joint_space(self.space, self.tower.model, seen, reduced)
+            outcomes = self._columns(reduced, [lengths[number] for number in kept], vectors)
+            for number, outcome in zip(kept, outcomes, strict=True):
                 found[number] = outcome
         return found
 
-    def _reduced(self, seen: "VisualTokens") -> list[dict[str, Any]]:
-        """Return the token columns of each clip of a batch."""
-        reduced, bounds = self.reducer.reduce(seen), seen.clip_ptr.tolist()
-        found = []
-        for number, (start, end) in enumerate(pairwise(bounds)):
-            rows = seen.features[start:end].flatten(0, 1)
-            vectors = None if self.space is None else self.space.project(self.tower.model, rows)
-            grid = (end - start, *seen.grid)
-            found.append(columns(reduced, number, grid, dtype=self.config.dtype, before=start, clip_space=vectors))
+    def _columns(
+        self, reduced: "ReducedTokens", lengths: Sequence[int], vectors: "Sequence[torch.Tensor] | None" = None
+    ) -> list[dict[str, Any]]:
+        """Return the token columns of each clip of a batch, given its frames and the vectors of its tokens."""
+        found, before, reduced = [], 0, hosted(reduced)
+        for number, frames in enumerate(lengths):
+            grid, shown = (frames, *self.tower.grid), None if vectors is None else vectors[number]
+            found.append(columns(reduced, number, grid, dtype=self.config.dtype, before=before, clip_space=shown))
+            before += frames
         return found
-
-    def _frames(self, clip: bytes) -> "torch.Tensor":
-        """Return frames (F, S, S, 3). Raises PipelineError if the decode stage cut them to another side."""
-        import torch
-
-        side = self.tower.side_px
-        if len(clip) == 0 or len(clip) % (side * side * 3):
-            raise PipelineError(f"expected frames of {side} x {side} px from the decode stage, got {len(clip)} bytes")
-        pixels = np.frombuffer(clip, dtype=np.uint8).reshape(-1, side, side, 3)
-        return torch.from_numpy(pixels.copy())
-
-
-def _not_finite(seen: "VisualTokens") -> set[int]:
-    """Return the clips with a feature or a capture that is not finite."""
-    import torch
-
-    from reducers.layout import frames_in_clip
-
-    values = [seen.features, *seen.captures.values(), *([] if seen.cls is None else [seen.cls])]
-    good_F = torch.stack([value.flatten(1).isfinite().all(1) for value in values]).all(0)
-    clip_F, _ = frames_in_clip(seen.clip_ptr)
-    return set(clip_F[~good_F].tolist())
-
-
-def _clips(seen: "VisualTokens", kept: Sequence[int]) -> "VisualTokens":
-    """Return some clips of a batch."""
-    import torch
-
-    bounds = seen.clip_ptr.tolist()
-    frames = torch.cat([torch.arange(bounds[at], bounds[at + 1]) for at in kept]).to(seen.features.device)
-    lengths = torch.tensor([0, *(bounds[at + 1] - bounds[at] for at in kept)])
-    return replace(
-        seen,
-        features=seen.features[frames],
-        cls=None if seen.cls is None else seen.cls[frames],
-        clip_ptr=lengths.cumsum(0).to(seen.clip_ptr.device),
-        captures={need: value[frames] for need, value in seen.captures.items()},
-    )

@@ -1,6 +1,7 @@
 """Run the stages in this process: tests, a laptop, or one machine with an accelerator and no Ray.
 
-Decoding runs ahead in threads, each with a child process of its own; encoding and committing keep this thread.
+Decoding runs ahead in threads, each with a child process of its own; encoding keeps this thread, and while it goes on the
+unit before is committed on another.
 """
 
 import threading
@@ -23,21 +24,37 @@ def encode_units(
     *,
     decoders: int = 1,
     videos_per_step: int = 8,
+    videos_at_once: int = 8,
     videos_per_unit: int = 64,
     stop: threading.Event | None = None,
 ) -> Iterator[pa.Table]:
     """Decode, encode and commit the rows of `schema.CORPUS`; yields rows of `schema.MANIFEST` unit by unit.
 
+    A decoder takes `videos_per_step` at a time, `encode` at least `videos_at_once`, `commit` at least `videos_per_unit`.
+
     When `stop` is set, what is encoded by then is committed and the rest is left for the next run.
     """
+    with ThreadPoolExecutor(1) as beside:
+        committing: Future[pa.Table] | None = None
+        clips = _decoded(_slices(todo, videos_per_step), make_decode, decoders, stop)
+        for unit in _grouped(map(encode, _grouped(clips, videos_at_once)), videos_per_unit):
+            if committing is not None:
+                yield committing.result()
+            committing = beside.submit(commit, unit)
+        if committing is not None:
+            yield committing.result()
+
+
+def _grouped(parts: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Yield tables of at least so many rows, but for the last one."""
     waiting: list[pa.Table] = []
-    for clips in _decoded(_slices(todo, videos_per_step), make_decode, decoders, stop):
-        waiting.append(encode(clips))
-        if sum(table.num_rows for table in waiting) >= videos_per_unit:
-            yield commit(pa.concat_tables(waiting))
+    for part in parts:
+        waiting.append(part)
+        if sum(table.num_rows for table in waiting) >= rows:
+            yield pa.concat_tables(waiting)
             waiting = []
     if waiting:
-        yield commit(pa.concat_tables(waiting))
+        yield pa.concat_tables(waiting)
 
 
 def _slices(table: pa.Table, rows: int) -> Iterator[pa.Table]:

@@ -154,7 +154,7 @@ class Tower:
 
     def _pixels(self, frames_FSSC: Tensor) -> Tensor:
         """Return pixels (F, 3, S, S), normalised, from uint8 frames."""
-        pixels = frames_FSSC.to(self.device).float() / 255
+        pixels = frames_FSSC.to(self.device, non_blocking=True).float() / 255
         return ((pixels - self._mean) / self._std).permute(0, 3, 1, 2).to(self.dtype)
 
     def _run(self, frames_FSSC: Tensor, needs: frozenset[Capture]) -> tuple[Tensor, dict[Capture, Tensor]]:

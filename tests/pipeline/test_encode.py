@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pipeline.batches import not_finite, some_clips
 from pipeline.checkpoint import Checkpoint
 from pipeline.decode import Decode, DecodeConfig
-from pipeline.encode import Encode, EncodeConfig, _clips, _not_finite, encode_spec
+from pipeline.encode import Encode, EncodeConfig, encode_spec
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.fingerprint import fingerprint
 from pipeline.local import encode_units
@@ -152,21 +153,21 @@ def seen_by_hand() -> VisualTokens:
 def test_a_clip_with_one_number_that_is_none_is_found(where: str, value: float) -> None:
     """Among patches, CLS rows and what was captured; the others of its batch are not touched."""
     seen = seen_by_hand()
-    assert _not_finite(seen) == set()
+    assert not_finite(seen) == set()
     rows = seen.captures[ATTENTION] if where == "captures" else getattr(seen, where)
     rows[2].view(-1)[-1] = value
-    assert _not_finite(seen) == {1}
-    assert _not_finite(replace(seen, cls=None)) == (set() if where == "cls" else {1})
+    assert not_finite(seen) == {1}
+    assert not_finite(replace(seen, cls=None)) == (set() if where == "cls" else {1})
 
 
 def test_clips_that_are_left_keep_their_frames_and_lengths() -> None:
     """Whichever is taken out."""
-    left = _clips(seen_by_hand(), [0, 2])
+    left = some_clips(seen_by_hand(), [0, 2])
     assert left.clip_ptr.tolist() == [0, 1, 4]
     assert left.cls is not None
     for rows in (left.features[:, 0, 0], left.cls[:, 0], left.captures[ATTENTION][:, 0]):
         assert rows.tolist() == [0.0, 3.0, 4.0, 5.0]
-    assert _clips(replace(seen_by_hand(), cls=None), [1]).clip_ptr.tolist() == [0, 2]
+    assert some_clips(replace(seen_by_hand(), cls=None), [1]).clip_ptr.tolist() == [0, 2]
 
 
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.answer import AnswerConfig, corpus_cut
+from pipeline.batches import frames_of
 from pipeline.decode import Decode, DecodeConfig
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.entries import Entry
@@ -164,7 +165,7 @@ def test_stored_tokens_come_back_as_the_reducer_gave_them(nest: TokenStore, vide
         file = sorted((videos / "videos").glob("*.mp4"))[2]
         clip = decode(pa.Table.from_pylist([{**corpus(NAMES[2]).to_pylist()[0], "uri": str(file)}])).to_pylist()[0]
     stage = Encode(EncodeConfig(model=SHAPES, reducer="nest", device="cpu"))
-    frames = stage._frames(clip["frames"])
+    frames = frames_of([clip["frames"]], stage.tower.side_px)[0]
     reducer = parse("nest")
     made = reducer.reduce(stage.tower(frames, reducer.needs, torch.tensor([0, len(frames)])))
     back = stored_tokens(entry)

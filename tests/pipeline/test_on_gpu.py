@@ -1,0 +1,140 @@
+"""What only a GPU shows, on an emulated one: no operator mixes devices, streams wait for each other, steps can be recorded."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.encode import Encode, EncodeConfig
+from pipeline.engine import TransformersEngine
+from pipeline.overlap import Overlap
+from tests.gpu import Gpu, gpu
+from tests.models import tiny_checkpoint
+from tests.pipeline.test_encode import clips
+from tests.pipeline.test_engine import RAGGED, engine, groups, plainly, width_of
+
+__all__ = ["gpu"]
+SUMMING = ("prumerge", "prumerge+", "alloc(keep=64)+prumerge")
+"""Methods whose sums take another order on a GPU."""
+SPECS = (
+    "none",
+    "sequential(k=8)",
+    "spatial(k=4)",
+    *SUMMING,
+    "visionzip(dominant=5,contextual=3)",
+    "hired",
+    "hired(frame_score=mosaic)",
+    "tome",
+    "evs",
+    "dycoke_ttm",
+    "fastvid",
+    "holitom",
+    "flashvid",
+    "unicomp",
+    "vcast",
+    "nest",
+    "evs(keep=40)|visionzip",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_checkpoint(tmp_path_factory.mktemp("gpu") / "tiny")
+
+
+def config(model: str, device: str, **changes: Any) -> EncodeConfig:
+    return EncodeConfig(**{"model": model, "device": device, "compute_dtype": "float32", **changes})
+
+
+def moved(plain: TransformersEngine, **options: Any) -> TransformersEngine:
+    """Return an engine with the same model, which is on the GPU from now on."""
+    model = plain.model.to("cuda")
+    return TransformersEngine(model, plain.tokenizer, plain.prompt, max_new_tokens=plain.max_new_tokens, **options)
+
+
+def test_the_emulated_gpu_refuses_what_a_gpu_refuses(gpu: Gpu) -> None:
+    here, there = torch.ones(3, 3), torch.ones(3, 3, device="cuda")
+    with pytest.raises(RuntimeError, match="one device"):
+        here @ there
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    assert torch.equal((there @ here.to("cuda")).cpu(), here @ here)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(RuntimeError, match="recorded"):
+        bool((there > 0).all())
+    with torch.cuda.stream(torch.cuda.Stream()):
+        late = there + 1
+    with pytest.raises(RuntimeError, match="may not have written"):
+        late + 1
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_reducer_gives_on_a_gpu_what_it_gives_without(model: str, gpu: Gpu, spec: str) -> None:
+    """Three clips, one of them shorter; two batches, so that one is finished beside the other."""
+    table = pa.concat_tables([clips(2), clips(1, seed=1, frames=5)])
+    stored = Encode(config(model, "cuda", reducer=spec, batch_clips=2))(table)
+    expected = Encode(config(model, "cpu", reducer=spec, batch_clips=2))(table)
+    assert gpu.operators, "nothing ran on the GPU"
+    for name in stored.column_names:
+        if name == "features" and spec in SUMMING:
+            for mine, theirs in zip(stored[name].to_pylist(), expected[name].to_pylist(), strict=True):
+                np.testing.assert_allclose(np.frombuffer(mine, "<f2"), np.frombuffer(theirs, "<f2"), rtol=2e-3, atol=1e-5)
+        else:
+            assert stored[name].equals(expected[name]), name
+
+
+def test_what_a_batch_sends_to_the_host_does_not_grow_with_its_clips(model: str, gpu: Gpu) -> None:
+    """Each copy to the host waits for the GPU: one for each column, not for each column of each clip."""
+    stage, sent = Encode(config(model, "cuda", reducer="none", batch_clips=8)), []
+    for count in (1, 8):
+        before = gpu.to_host
+        stage(clips(count))
+        sent.append(gpu.to_host - before)
+    assert sent[0] == sent[1]
+
+
+@pytest.mark.parametrize("steps", ["eager", "static", "auto"])
+def test_answers_on_a_gpu_are_those_of_one_generate_per_question(gpu: Gpu, steps: Any) -> None:
+    """Ragged batches, several of them; static steps are recorded once per shape and replayed."""
+    plain = engine(0)
+    videos = [groups(RAGGED, width_of(plain), seed) for seed in range(3)]
+    expected = [plainly(plain, some) for some in videos]
+    asked = moved(plain, steps=steps)
+    assert [asked.answer(some) for some in videos] == expected
+    assert (gpu.replays > 0) == (steps != "eager")
+    assert gpu.operators, "nothing ran on the GPU"
+
+
+def test_a_conversation_on_a_gpu_is_the_one_without(gpu: Gpu) -> None:
+    plain = engine(0)
+    video = groups([(40, ["what is it", "who runs over there", "yes or no"])], width_of(plain), 4)[0]
+    expected = plain.converse(video)
+    assert moved(plain).converse(video) == expected
+
+
+def test_the_second_half_of_a_batch_runs_beside_the_first_half_of_the_next(gpu: Gpu) -> None:
+    """The next batch is begun before this one is asked for; what is finished belongs to its own batch."""
+    order: list[str] = []
+
+    def begin(number: int) -> torch.Tensor:
+        order.append(f"begin {number}")
+        return torch.full((2,), number, device="cuda")
+
+    def finish(begun: torch.Tensor) -> int:
+        return int((begun * 10).sum())
+
+    found = []
+    for value in Overlap(torch.device("cuda")).run(begin, finish, range(3)):
+        order.append(f"have {value}")
+        found.append(value)
+    assert found == [0, 20, 40]
+    assert order == ["begin 0", "begin 1", "have 0", "begin 2", "have 20", "have 40"]
+
+
+def test_what_finishing_raises_is_raised_to_who_asked(gpu: Gpu) -> None:
+    def finish(begun: int) -> int:
+        raise ValueError(f"batch {begun}")
+
+    with pytest.raises(ValueError, match="batch 0"):
+        list(Overlap(torch.device("cuda")).run(lambda number: number, finish, range(3)))
