@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
-CUDA, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+BESIDE = torch.device("meta", 0)
+"""What torch's own code takes the emulated GPU for. Without a number, `meta` is what it always is."""
 MAY_MIX = {aten._to_copy, aten.to, aten.copy_, aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 """Operators that CUDA allows tensors of both devices: copies, and indices in host memory."""
 WAITING = {aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.nonzero, aten.equal, aten.masked_select, aten._unique2}
@@ -79,14 +81,14 @@ GPU = Gpu()
 
 
 class OnGpu(torch.Tensor):
-    """A tensor on the emulated GPU. To torch's own code it has no memory (`meta`), to ours it is on `cuda:0`."""
+    """A tensor on the emulated GPU. Our code finds it on `cuda:0`."""
 
     inner: Tensor
     written: tuple[Stream, int]
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "OnGpu":
-        shape = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype, "device": META}
+        shape = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype, "device": BESIDE}
         with torch.inference_mode(False):
             made = torch.Tensor._make_wrapper_subclass(cls, inner.size(), requires_grad=inner.requires_grad, **shape)
         made.inner, made.written = inner, (GPU.stream, GPU.stream.count)
@@ -119,7 +121,7 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
     given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     target = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.device)), None)
     on_gpu = [value for value in given if isinstance(value, OnGpu)]
-    result_on_gpu = bool(on_gpu) if target is None else target.type != "cpu"
+    result_on_gpu = bool(on_gpu) if target is None else target in (BESIDE, CUDA)
     if not on_gpu and not result_on_gpu:
         return func(*args, **kwargs)
     for value in on_gpu:
@@ -165,14 +167,14 @@ class _Operators(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """Says `meta` to torch's own code wherever ours says `cuda`."""
+    """Says `BESIDE` to torch's own code wherever ours says `cuda`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.device:
             return func(*args, **(kwargs or {}))
         args, kwargs = tree_map(_as_meta, args), {name: _as_meta(value) for name, value in (kwargs or {}).items()}
         kwargs.pop("pin_memory", None)
-        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == META and not isinstance(args[0], Tensor):
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == BESIDE and not isinstance(args[0], Tensor):
             return GPU.wrote(func(*args, **{**kwargs, "device": CPU}))
         if func is torch.nn.functional.scaled_dot_product_attention:
             return operate(func, args, kwargs)  # which kernel it takes is the device's business
@@ -181,8 +183,8 @@ class _Functions(TorchFunctionMode):
 
 def _as_meta(value: Any) -> Any:
     if isinstance(value, torch.device):
-        return META if value.type == "cuda" else value
-    return META if isinstance(value, str) and value.partition(":")[0] == "cuda" else value
+        return BESIDE if value.type == "cuda" else value
+    return BESIDE if isinstance(value, str) and value.partition(":")[0] == "cuda" else value
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """What only a GPU shows, on an emulated one: no operator mixes devices, streams wait for each other, steps can be recorded."""
 
+import json
+import shutil
+import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,15 +11,24 @@ import pyarrow as pa
 import pytest
 import torch
 
+from jobs import answer, encode
+from jobs.answer import AnswerJob
+from jobs.cluster import ClusterConfig
+from jobs.encode import EncodeJob
+from pipeline.answer import AnswerConfig
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.engine import TransformersEngine
 from pipeline.overlap import Overlap
+from pipeline.selection import SelectConfig
+from pipeline.store import TokenStore
 from tests.gpu import Gpu, gpu
 from tests.models import tiny_checkpoint
 from tests.pipeline.test_encode import clips
 from tests.pipeline.test_engine import RAGGED, engine, groups, plainly, width_of
+from tests.selection.stored import SHAPES
 
 __all__ = ["gpu"]
+VIDEOS = Path(__file__).parents[1] / "videos"
 SUMMING = ("prumerge", "prumerge+", "alloc(keep=64)+prumerge")
 """Methods whose sums take another order on a GPU."""
 SPECS = (
@@ -113,23 +126,20 @@ def test_a_conversation_on_a_gpu_is_the_one_without(gpu: Gpu) -> None:
     assert moved(plain).converse(video) == expected
 
 
-def test_the_second_half_of_a_batch_runs_beside_the_first_half_of_the_next(gpu: Gpu) -> None:
-    """The next batch is begun before this one is asked for; what is finished belongs to its own batch."""
-    order: list[str] = []
+def test_a_batch_is_finished_beside_the_next_one(gpu: Gpu) -> None:
+    """Nothing of the first batch is finished before the second has begun, and each result belongs to its own batch."""
+    second = threading.Event()
 
     def begin(number: int) -> torch.Tensor:
-        order.append(f"begin {number}")
+        if number == 1:
+            second.set()
         return torch.full((2,), number, device="cuda")
 
     def finish(begun: torch.Tensor) -> int:
+        assert second.wait(60), "the next batch waited for this one"
         return int((begun * 10).sum())
 
-    found = []
-    for value in Overlap(torch.device("cuda")).run(begin, finish, range(3)):
-        order.append(f"have {value}")
-        found.append(value)
-    assert found == [0, 20, 40]
-    assert order == ["begin 0", "begin 1", "have 0", "begin 2", "have 20", "have 40"]
+    assert list(Overlap(torch.device("cuda")).run(begin, finish, range(3))) == [0, 20, 40]
 
 
 def test_what_finishing_raises_is_raised_to_who_asked(gpu: Gpu) -> None:
@@ -138,3 +148,28 @@ def test_what_finishing_raises_is_raised_to_who_asked(gpu: Gpu) -> None:
 
     with pytest.raises(ValueError, match="batch 0"):
         list(Overlap(torch.device("cuda")).run(lambda number: number, finish, range(3)))
+
+
+def test_a_whole_run_on_a_gpu_stores_and_answers_what_one_without_does(tmp_path: Path, gpu: Gpu) -> None:
+    """Real files, the shipped model; encoded with `nest`, asked at a budget and by the question."""
+    (tmp_path / "videos").mkdir()
+    for name in ("testsrc2.mp4", "nasa_13013.mp4", "h265_video.mp4"):
+        shutil.copy(VIDEOS / name, tmp_path / "videos")
+    asked = tmp_path / "asked.jsonl"
+    texts = ("what shape is it ?", "is it red ?")
+    rows = [{"video_id": name, "question": text} for name in ("testsrc2", "nasa_13013") for text in texts]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    where, found = ClusterConfig(runner="local"), []
+    for device in ("cpu", "cuda"):
+        store, out = str(tmp_path / device), str(tmp_path / f"{device}-out")
+        looking = config(SHAPES, device, reducer="nest", clip_space=True, batch_clips=1)
+        encoded = encode.run(EncodeJob(corpus=str(tmp_path / "videos"), store=store, encode=looking, cluster=where))
+        assert (encoded["committed"], encoded["failed"]) == (3, 0), encoded
+        said = []
+        for select in (SelectConfig(budget=64), SelectConfig(by_question="like", budget=64)):
+            answering = AnswerConfig(model=SHAPES, device=device, dtype="float32", select=select)
+            answer.run(AnswerJob(questions=str(asked), store=store, out=out, answer=answering, cluster=where))
+            said.append([json.loads(line)["prediction"] for line in (Path(out) / "answers.jsonl").read_text().splitlines()])
+        found.append((TokenStore.open(store).payloads(), said))
+    assert found[0] == found[1]
+    assert gpu.operators["aten.topk.default"], "nothing was chosen on the GPU"
