@@ -145,7 +145,7 @@ def _locally(
         Encode(job.encode),
         Commit(job.store, spec, job.options),
         decoders=job.decoders,
-        videos_per_step=min(job.encode.batch_clips, job.videos_per_unit),
+        videos_per_step=min(job.encode.clips_together, job.videos_per_unit),
         videos_at_once=min(job.encode.clips_at_once, job.videos_per_unit),
         videos_per_unit=job.videos_per_unit,
         stop=stop,
@@ -155,7 +155,7 @@ def _locally(
 def _on_ray(
     job: EncodeJob, todo: pa.Table, spec: dict[str, Any], side_px: int, stop: threading.Event
 ) -> Generator[pa.Table, None, None]:
-    step = min(job.encode.batch_clips, job.videos_per_unit)
+    step = min(job.encode.clips_together, job.videos_per_unit)
     with cluster(job.cluster) as cpus, turn(job.cluster, stop) as waited:
         check_gpus(job.encoders * job.gpus_per_encoder)
         if waited:  # perhaps for the same job

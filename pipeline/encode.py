@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # torch and transformers load when a stage is built, not when
     """Frames of each clip of a batch, and what the tower saw of them, or what merging inside it left."""
 
 
+TOGETHER = (8, 32)
+"""Clips that go through the tower together without a GPU and on one. What `nest` launches there does not grow with them."""
 OVERLAPPING = 4
 """Batches that a stage on a GPU is best given in one call: it overlaps them, see `pipeline.overlap`."""
 
@@ -46,20 +48,26 @@ class EncodeConfig:
     """float32, bfloat16 or float16; auto is float16 on a GPU and float32 without one. Part of the fingerprint."""
     device: str = "auto"
     """auto is the first GPU or else the CPU; on Ray, a GPU if --gpus-per-encoder asks for one and else the CPU."""
-    batch_clips: int = 8
-    """Clips that go through the tower together."""
+    batch_clips: int | None = None
+    """Clips that go through the tower together; default: 8, on a GPU 32. Memory for more is all that it costs."""
 
     def __post_init__(self) -> None:
         check_dtype("compute_dtype", self.compute_dtype)
         check_device(self.device)
-        check_at_least_one(self, "batch_clips")
+        if self.batch_clips is not None:
+            check_at_least_one(self, "batch_clips")
         if self.clip_space and self.reducer.startswith("tome"):
             raise ConfigError("clip_space needs patches as the tower gives them: tome merges them inside it")
 
     @property
+    def clips_together(self) -> int:
+        """Return how many clips go through the tower together, once the device is decided."""
+        return self.batch_clips or TOGETHER[self.device.startswith("cuda")]
+
+    @property
     def clips_at_once(self) -> int:
         """Return how many clips to give to the stage in one call."""
-        return self.batch_clips * (OVERLAPPING if self.device.startswith("cuda") else 1)
+        return self.clips_together * (OVERLAPPING if self.device.startswith("cuda") else 1)
 
     def on(self, device: str) -> "EncodeConfig":
         """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
@@ -152,7 +160,8 @@ class Encode:
         """Return the clips with tokens in place of frames. A clip with a failure passes through."""
         rows = clips.to_pylist()
         good = [at for at, row in enumerate(rows) if row["error_class"] is None]
-        batches = [good[start : start + self.config.batch_clips] for start in range(0, len(good), self.config.batch_clips)]
+        each = self.config.clips_together
+        batches = [good[start : start + each] for start in range(0, len(good), each)]
         frames = ([rows[at]["frames"] for at in batch] for batch in batches)
         for batch, outcomes in zip(batches, self.overlap.run(self._look, self._finish, frames), strict=True):
             for at, outcome in zip(batch, outcomes, strict=True):

@@ -70,7 +70,8 @@ class VisualTokens:
         frames, patches, width = self.features.shape
         if self.grid[0] * self.grid[1] != patches:
             raise ReducerError(f"expected {self.grid[0]} x {self.grid[1]} patches per frame, got {patches}")
-        if int(self.clip_ptr[-1]) != frames or int(self.clip_ptr[0]) != 0:
+        on_host = self.clip_ptr.device.type == "cpu"  # to look at bounds elsewhere is to wait for the tower
+        if on_host and (int(self.clip_ptr[-1]) != frames or int(self.clip_ptr[0]) != 0):
             raise ReducerError(f"expected clips to cover {frames} frames, got bounds {self.clip_ptr.tolist()}")
         if self.cls is not None and self.cls.shape != (frames, width):
             raise ReducerError(f"expected CLS rows ({frames}, {width}), got {tuple(self.cls.shape)}")

@@ -129,6 +129,14 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -
     assert EncodeConfig(model="m", batch_clips=1, clip_space=True).batch_clips == 1
 
 
+def test_more_clips_go_through_a_gpu_together() -> None:
+    """Unless the user says how many."""
+    assert EncodeConfig(model="m").on("cpu").clips_together == EncodeConfig(model="m").on("cpu").clips_at_once == 8
+    assert EncodeConfig(model="m").on("cuda").clips_together == 32
+    assert EncodeConfig(model="m", batch_clips=3).on("cuda:1").clips_together == 3
+    assert EncodeConfig(model="m", batch_clips=3).on("cuda:1").clips_at_once == 12
+
+
 def test_auto_is_half_precision_on_a_gpu_and_full_without_one() -> None:
     """What was asked for by name stays."""
     assert EncodeConfig(model="m").on("cuda:1").compute_dtype == "float16"

@@ -99,12 +99,22 @@ def test_every_reducer_gives_on_a_gpu_what_it_gives_without(model: str, gpu: Gpu
 
 def test_what_a_batch_sends_to_the_host_does_not_grow_with_its_clips(model: str, gpu: Gpu) -> None:
     """Each copy to the host waits for the GPU: one for each column, not for each column of each clip."""
-    stage, sent = Encode(config(model, "cuda", reducer="none", batch_clips=8)), []
+    stage, sent = Encode(config(model, "cuda", reducer="prumerge+", batch_clips=8)), []
     for count in (1, 8):
         before = gpu.to_host
         stage(clips(count))
         sent.append(gpu.to_host - before)
     assert sent[0] == sent[1]
+
+
+def test_the_tower_begins_a_batch_without_a_wait(model: str, gpu: Gpu) -> None:
+    """Or a GPU would be idle between two batches: until the host has heard of the end of one and sent off the next."""
+    stage = Encode(config(model, "cuda", reducer="nest"))
+    frames = clips(3)["frames"].to_pylist()
+    stage.encode(frames)
+    before = gpu.to_host
+    stage._look(frames)
+    assert gpu.to_host == before
 
 
 @pytest.mark.parametrize("steps", ["eager", "static", "auto"])
