@@ -21,7 +21,7 @@ from pipeline.entries import Entry, payload_digest
 from pipeline.errors import ConfigError, StoreError
 from pipeline.filesystem import create_exclusive, list_files, open_root, read_bytes, renew
 from pipeline.fingerprint import canonical_json, fingerprint
-from pipeline.index import Index
+from pipeline.index import TRANSIENT, Index
 from pipeline.schema import ENTRY, INDEX, MANIFEST, SCHEMA_VERSION
 from pipeline.shards import Place, ShardReader, write_entries
 
@@ -221,8 +221,13 @@ def _is_new(row: Mapping[str, Any], known: Mapping[str, Any] | None) -> bool:
     if row["error_class"] is None:
         return not (known["status"] == "committed" and same_source and known["source_hint"] == row["source_hint"])
     if known["status"] == "committed":
-        return not (same_source or row["source_sha256"] is None)
+        return not same_source and (row["source_sha256"] is not None or _was_refused_anew(row, known))
     return any(row[name] != known[name] for name in ("error_class", "source_hint", "uri"))
+
+
+def _was_refused_anew(row: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Tell whether a video failed unhashed for what lies there now, its first bytes or size, and not for being out of reach."""
+    return row["error_class"] not in TRANSIENT and row["source_hint"] not in ("{}", known["source_hint"])
 
 
 def _index_row(row: Mapping[str, Any], known: Mapping[str, Any] | None, place: Mapping[str, Any] | None) -> dict[str, Any]:

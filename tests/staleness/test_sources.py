@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from jobs.encode import run
 from pipeline.care import compact, gc, repair
@@ -36,6 +37,26 @@ def test_a_video_replaced_under_its_name_is_encoded_again(model: str, place: Pla
     assert new.source_sha256 == hashlib.sha256(other).hexdigest() != old.source_sha256
     assert new.features.tobytes() != old.features.tobytes()
     assert encoded_by(a_job) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("other", "code"),
+    [(b"", "EMPTY"), (b"no video at all\n" * 9, "CORRUPT"), (b"ID3" + bytes(900), "NO_VIDEO_STREAM"),
+     (b"#EXTM3U\n", "FORBIDDEN_PROTOCOL"), (bytes(900_000), "TOO_LARGE")],
+)  # fmt: skip
+def test_a_video_replaced_by_what_is_none_is_not_served_any_more(model: str, place: Place, other: bytes, code: str) -> None:
+    """Such a file is refused before all of it is read, so it has no digest; that the video is another is known all the same."""
+    url, options = place
+    put(f"{url}/clips", "v.mp4", (VIDEOS / "unordered.mov").read_bytes(), options)
+    a_job = job(f"{url}/clips", f"{url}/store", model, max_bytes=800_000, storage_options=json.dumps(options))
+    assert encoded_by(a_job) == [1, 0, 0]
+    put(f"{url}/clips", "v.mp4", other, options)
+    told = run(a_job)
+    assert (told["committed"], told["failed_by_class"], told["exit_code"]) == (0, {code: 1}, 1)
+    assert TokenStore.open(f"{url}/store", storage_options=options).ids() == []
+    assert encoded_by(a_job) == [0, 0, 0]
+    put(f"{url}/clips", "v.mp4", (VIDEOS / "testsrc2.mp4").read_bytes(), options)
+    assert encoded_by(a_job) == [1, 0, 0]
 
 
 def test_a_renamed_video_is_served_by_content_when_asked(model: str, place: Place) -> None:
