@@ -141,14 +141,16 @@ class Checkpoint:
         video_token_id(tokenizer, next((one for one in ids if one is not None), VideoLlavaConfig().video_token_id))
 
     def spec(self) -> dict[str, Any]:
-        """Return what a checkpoint adds to the encode fingerprint, without its path."""
+        """Return what a checkpoint adds to the encode fingerprint, without its path. Widths are in shapes of weights."""
+        config = CLIPVisionConfig(**self.vision_config)
         return {
             "tower": {
                 "weights_sha256": self.tower_digest(),
                 "revision": self.revision,
-                "hidden_act": CLIPVisionConfig(**self.vision_config).hidden_act,
-                "layer_norm_eps": CLIPVisionConfig(**self.vision_config).layer_norm_eps,
-                "heads": CLIPVisionConfig(**self.vision_config).num_attention_heads,
+                "hidden_act": config.hidden_act,
+                "layer_norm_eps": config.layer_norm_eps,
+                "heads": config.num_attention_heads,
+                "blocks": config.num_hidden_layers,
             },
             "preprocessing": asdict(self.preprocessing()),
             "layer": self.layer,

@@ -110,6 +110,7 @@ BY_FILE: dict[str, Callable[[Path], Any]] = {
     "tower.hidden_act": with_config(vision_config__hidden_act="gelu"),
     "tower.layer_norm_eps": with_config(vision_config__layer_norm_eps=1e-3),
     "tower.heads": with_config(vision_config__num_attention_heads=4),
+    "tower.blocks": with_config(vision_config__num_hidden_layers=3),
     "layer": with_config(vision_feature_layer=-3),
     "preprocessing.mean": with_preprocessor(image_mean=[0.5, 0.5, 0.5]),
     "preprocessing.std": with_preprocessor(image_std=[0.5, 0.5, 0.5]),
