@@ -22,6 +22,8 @@ from pipeline.schema import INDEX
 TRANSIENT = frozenset({"NOT_FOUND", "UNREADABLE", "DAMAGED", "KILLED"})
 """Failures of storage or of the machine rather than of a video: tried again in every run."""
 DIGEST = "^[0-9a-f]{64}$"
+STATELESS = r'^\{("size":\d+)?\}$'
+"""Source hints that many an object may have."""
 DISTINCT = frozenset(
     {
         "video_id",
@@ -110,14 +112,16 @@ class Index:
     def missing(self, corpus: pa.Table, retry: Collection[str] = ()) -> pa.Table:
         """Return the rows of a corpus that are to be encoded: new, changed, or failed with a class to retry.
 
-        Where storage tells nothing of an object's state, the same URI counts as the same video.
+        Where storage tells nothing of an object's state but perhaps its size, another URI counts as another video.
         """
         rows = self.rows
         known = rows.take(pc.index_in(corpus["video_id"], value_set=rows["video_id"].combine_chunks()))
         again = pc.is_in(known["error_class"], value_set=pa.array(sorted(TRANSIENT | set(retry))))
         shown = pa.array([redact(uri) for uri in corpus["uri"].to_pylist()], pa.string())  # as it is stored
         moved, changed = pc.not_equal(shown, known["uri"]), pc.not_equal(corpus["source_hint"], known["source_hint"])
-        differs = pc.fill_null(pc.if_else(pc.equal(corpus["source_hint"], "{}"), moved, changed), True)
+        hint = corpus["source_hint"]
+        differs = pc.or_(pc.and_(changed, pc.not_equal(hint, "{}")), pc.and_(moved, pc.match_substring_regex(hint, STATELESS)))
+        differs = pc.fill_null(differs, True)
         unknown = pc.is_null(known["source_hint"])  # not in the index, or to be looked at again
         return corpus.filter(pc.or_(pc.or_(unknown, again), differs))
 

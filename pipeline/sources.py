@@ -186,10 +186,17 @@ def _every(head: bytes, offset: int, step: int) -> bool:
     return len(marks) >= 3 and set(marks[:8]) == {0x47}
 
 
+STATES = (
+    "ETag", "etag", "md5", "md5Hash", "content_md5", "Content-MD5", "Digest", "mtime", "LastModified", "last_modified",
+    "Last-Modified", "updated", "modify",
+)  # fmt: skip
+"""Where fsspec's file systems tell an object's state, surest first; the names with a dash are those of HTTP."""
+
+
 def source_hint(info: Mapping[str, Any]) -> str:
     """Return what a listing tells about an object's state, as canonical JSON: its size and its ETag or time of change."""
-    known: dict[str, Any] = {"size": info.get("size")}
-    for name in ("ETag", "etag", "md5", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated"):
+    known: dict[str, Any] = {} if info.get("size") is None else {"size": info["size"]}
+    for name in STATES:
         if info.get(name) is not None:
             value = info[name]
             known[name.lower()] = round(value * 1e9) if isinstance(value, float) else str(value).strip('"')

@@ -17,7 +17,7 @@ from pipeline.filesystem import open_root
 from pipeline.store import TokenStore
 from pipeline.verify import verify
 from tests.command import framefold, report
-from tests.http_server import http_server
+from tests.http_server import http_server, web_server
 from tests.staleness.encoding import REDUCER, VIDEOS, encoded_by, job, padded, put
 
 Place = tuple[str, dict[str, Any]]
@@ -37,6 +37,35 @@ def test_a_video_replaced_under_its_name_is_encoded_again(model: str, place: Pla
     assert new.source_sha256 == hashlib.sha256(other).hexdigest() != old.source_sha256
     assert new.features.tobytes() != old.features.tobytes()
     assert encoded_by(a_job) == [0, 0, 0]
+
+
+def test_a_video_replaced_on_a_web_server_is_encoded_again(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own server tells the size, which is the same, and the time of change, but no ETag."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    film, listed = tmp_path / "v.mp4", tmp_path / "list.jsonl"
+    film.write_bytes(padded("testsrc2.mp4", 800_000))
+    with web_server(tmp_path) as url:
+        listed.write_text(json.dumps({"video_id": "v", "uri": f"{url}/v.mp4"}))
+        a_job = job(listed, tmp_path / "store", model)
+        assert encoded_by(a_job) == [1, 0, 0]
+        assert encoded_by(a_job) == [0, 0, 0]
+        film.write_bytes(padded("unordered.mov", 800_000))
+        os.utime(film, (1e9, 1e9))
+        assert encoded_by(a_job) == [1, 0, 0]
+    read = TokenStore.open(str(tmp_path / "store")).read("v")
+    assert read.source_sha256 == hashlib.sha256(film.read_bytes()).hexdigest()
+
+
+def test_where_only_a_size_is_told_another_address_is_another_video(model: str, tmp_path: Path) -> None:
+    """A manifest that gives a name a new address, on a server that tells of no ETag and no time."""
+    films = {f"/{name}": padded(name, 800_000) for name in ("testsrc2.mp4", "unordered.mov")}
+    listed = tmp_path / "list.jsonl"
+    with http_server(films) as (url, _):
+        a_job = job(listed, tmp_path / "store", model)
+        for film in films:
+            listed.write_text(json.dumps({"video_id": "v", "uri": url + film}))
+            assert encoded_by(a_job) == [1, 0, 0]
+            assert encoded_by(a_job) == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
