@@ -122,11 +122,12 @@ def _check_bytes(size: int, max_bytes: int) -> None:
 
 
 def content_sha256(uri: str, storage_options: Mapping[str, Any] | None = None) -> str | None:
-    """Return the SHA-256 of the bytes at any fsspec URL, None where they cannot be read."""
+    """Return the SHA-256 of the bytes at any fsspec URL, None where they cannot be read or `fetch` would refuse to."""
     try:
+        check_protocol(uri)
         with _open(uri, storage_options) as source:
             return hashlib.file_digest(source, "sha256").hexdigest()
-    except (OSError, ValueError, ImportError):
+    except Exception:  # OSError, ValueError, ImportError, VideoError, and what aiohttp and botocore raise
         return None  # the decode stage meets the same fault and gives it a class
 
 

@@ -15,6 +15,7 @@ from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig
 from pipeline.decoders import read_clip
 from pipeline.errors import VideoError
+from pipeline.sources import content_sha256
 from tests.http_server import Asked, http_server
 from tests.poison import craft
 from tests.poison.mutate import VIDEOS
@@ -157,7 +158,10 @@ def test_frames_of_a_file_that_is_only_named_never_come_out(stage: Decode, tmp_p
 
 @pytest.mark.parametrize("chain", ["reference://v.mp4::{url}/refs.json", "simplecache::reference://v.mp4::{url}/refs.json"])
 def test_a_manifest_cannot_name_a_list_of_references(chain: str, stage: Decode, tmp_path: Path) -> None:
-    """fsspec would fetch the list, fill its templates in and open what it names; neither the driver nor the stage does."""
+    """fsspec would fetch the list, fill its templates in and open what it names; neither the driver nor the stage does.
+
+    Nor does the driver of `--identity content`, which hashes files before they are decoded.
+    """
     refs = json.dumps({"v.mp4": [str(NEIGHBOUR)]}).encode()
     with http_server({"/refs.json": refs}) as (url, asked):
         uri = chain.replace("{url}", url)
@@ -165,6 +169,7 @@ def test_a_manifest_cannot_name_a_list_of_references(chain: str, stage: Decode, 
         videos = read_corpus(str(tmp_path / "m.jsonl"))
         row = stage(videos).to_pylist()[0]
         assert row["error_class"] == "FORBIDDEN_PROTOCOL"
+        assert content_sha256(uri) is None
         assert asked == []
         with fsspec.open(uri) as file:
             assert file.read() == NEIGHBOUR.read_bytes()

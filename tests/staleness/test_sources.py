@@ -208,6 +208,19 @@ def test_what_is_served_by_content_is_listed_without_secrets(model: str, tmp_pat
     assert TokenStore.open(str(store)).index.get("b")["uri"] == f"{url}/new.mp4?X-Amz-Signature=***"
 
 
+def test_a_file_that_breaks_off_while_it_is_hashed_stops_no_job(model: str, tmp_path: Path) -> None:
+    """Its size is known, so it is read; the drivers of web servers raise errors of their own."""
+    clips, store, listed = tmp_path / "clips", tmp_path / "store", tmp_path / "list.jsonl"
+    clips.mkdir()
+    content = padded("unordered.mov", 12_000_000)
+    (clips / "a.mov").write_bytes(content)
+    run(job(clips, store, model))
+    with http_server({"/b.mov": content}, cut={"/b.mov": 9_000}) as (url, _):
+        listed.write_text(json.dumps({"video_id": "b", "uri": f"{url}/b.mov"}))
+        told = run(job(listed, store, model, identity="content"))
+    assert (told["failed_by_class"], told["same_content"]) == ({"UNREADABLE": 1}, 0)
+
+
 def test_questions_are_joined_by_the_new_name(model: str, tmp_path: Path) -> None:
     """`framefold encode --identity content`, then `framefold answer`: nothing but the index knows of the old name."""
     clips, store, out = tmp_path / "clips", str(tmp_path / "store"), str(tmp_path / "out")
