@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.spec import AbstractFileSystem
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.patience import patiently
@@ -171,8 +172,10 @@ def list_files(fs: Any, folder: str, suffix: str) -> dict[str, int]:
 
 
 def _find(fs: Any, folder: str) -> dict[str, Any]:
+    """Return what fsspec tells of the files in a folder. Raises OSError, where its own walk would find an empty folder."""
     fs.invalidate_cache(folder)
-    found: dict[str, Any] = fs.find(folder, maxdepth=1, detail=True)
+    walks = type(fs).find is AbstractFileSystem.find
+    found: dict[str, Any] = fs.find(folder, maxdepth=1, detail=True, **({"on_error": "raise"} if walks else {}))
     return found
 
 

@@ -100,6 +100,24 @@ def test_gc_spares_what_a_running_job_may_still_commit(tmp_path: Path) -> None:
     assert TokenStore.open(str(tmp_path)).ids() == sorted(NAMES)
 
 
+def test_an_index_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A faulty disk or mount, here a link that leads to itself: removal would take every shard for one that nobody names."""
+    monkeypatch.setattr("pipeline.patience.FIRST_WAIT_S", 0.01)
+    store = filled((str(tmp_path), {}))
+    fs, root = open_root(str(tmp_path))
+    index = Path(store.index.folder)
+    aside = index.rename(index.with_name("aside"))
+    index.symlink_to(index)
+    with pytest.raises(StoreError, match="cannot be listed"):
+        gc(fs, root, now=time.time() + 1e6)
+    with pytest.raises(StoreError, match="cannot be listed"):
+        TokenStore.open(str(tmp_path))
+    index.unlink()
+    aside.rename(index)
+    assert TokenStore.open(str(tmp_path)).ids() == sorted(NAMES)
+    assert verify(fs, root).entries == 12
+
+
 def test_gc_removes_what_killed_writers_left_half_written(tmp_path: Path) -> None:
     """Only when it is old; what is committed stays whatever its age."""
     store = filled((str(tmp_path), {}))
