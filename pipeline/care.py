@@ -183,8 +183,15 @@ def gc(fs: Any, root: str, grace_s: float = GRACE_S, drop: str | None = None, no
 
 
 def _in_use(fs: Any, root: str, name: str) -> set[str]:
-    """Return the shards that true rows name, and all fragments; asked after a listing, what it shows may be named by now."""
-    index = Index(fs, f"{root}/index/{name}")
+    """Return the shards that true rows name, and all fragments; asked after a listing, what it shows may be named by now.
+
+    A listing is not of one moment: beside compaction it may miss a merged fragment, which was not there yet, and those that
+    went into it, which were gone. So it is taken again until none has gone meanwhile.
+    """
+    index, seen = Index(fs, f"{root}/index/{name}"), {""}
+    while not seen <= index.read:
+        seen = set(index.read)
+        index.refresh()
     shards = {f"{root}/tokens/{name}/{shard}.parquet" for shard in _named(index)}
     return shards | set(list_files(fs, index.folder, ".parquet"))
 

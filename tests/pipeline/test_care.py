@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from jobs.store import StoreJob, run
 from pipeline.care import clear, compact, gc, repair
@@ -116,6 +118,45 @@ def test_an_index_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monk
     aside.rename(index)
     assert TokenStore.open(str(tmp_path)).ids() == sorted(NAMES)
     assert verify(fs, root).entries == 12
+
+
+class Pages(LocalFileSystem):
+    """Lists an index in two pages, as object storage does; between those of one listing something happens."""
+
+    cachable = False
+    split = ""
+    between: Sequence[Callable[[], object]] = ()
+    """For each listing."""
+
+    def find(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        if "/index/" not in path:
+            return super().find(path, *args, **kwargs)
+        first = super().find(path, *args, **kwargs)
+        for happens in self.between[:1]:
+            happens()
+        self.between = self.between[1:]
+        second = super().find(path, *args, **kwargs)
+        return {
+            **{name: info for name, info in first.items() if name <= self.split},
+            **{name: info for name, info in second.items() if name > self.split},
+        }
+
+
+def test_gc_beside_compaction_keeps_what_a_listing_missed(tmp_path: Path) -> None:
+    """The merged fragment was not there yet when its page was listed, the others were gone when theirs was."""
+    for seed in range(1000):
+        store = TokenStore.create(str(tmp_path / str(seed)), SPEC)
+        for name in "ab":
+            store.commit(encoded([row(name, seed)]))
+        store.refresh()
+        merged = store.index.path(store.index.rows.to_pylist())
+        if merged < min(store.index.read):
+            break
+    fs = Pages()
+    fs.split, fs.between = merged, (lambda: None, lambda: compact(store, entries_per_shard=1))  # what is there, what is in use
+    gc(fs, store.root, now=time.time() + 1e6)
+    assert list_files(store.fs, store.index.folder, ".parquet").keys() == {merged}
+    assert verify(store.fs, store.root).problems == []
 
 
 def test_gc_removes_what_killed_writers_left_half_written(tmp_path: Path) -> None:
