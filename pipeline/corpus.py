@@ -13,6 +13,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
+from pipeline.filesystem import takes_on_error
 from pipeline.patience import patiently
 from pipeline.records import optional_text, read_records
 from pipeline.schema import CORPUS
@@ -75,7 +76,7 @@ def _found(fs: Any, path: str, pattern: bool) -> Mapping[str, Any]:
 
 def _files_below(fs: Any, path: str) -> Mapping[str, Any]:
     """Return the videos below a directory, or the one file. Any: an fsspec file system."""
-    found: Mapping[str, Any] = fs.find(path, detail=True)
+    found: Mapping[str, Any] = _walked(fs, path) if takes_on_error(fs) else fs.find(path, detail=True)
     if not found and not fs.exists(path):
         raise FileNotFoundError(path)
     if set(found) == {path}:
@@ -86,6 +87,29 @@ def _files_below(fs: Any, path: str) -> Mapping[str, Any]:
         for name, info in found.items()
         if PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES or (info.get("islink") and Path(name).is_dir())
     }
+
+
+def _walked(fs: Any, path: str) -> dict[str, Any]:
+    """Return the files below a directory; fsspec's own walk finds nothing in a folder that fails. Any: as fsspec has it."""
+    found: dict[str, Any] = {}
+    folders = [path]
+    for folder in folders:
+        try:
+            listing = fs.ls(folder, detail=True)
+        except OSError as error:
+            _unread(error)
+            continue
+        folders += [info["name"] for info in listing if info["type"] == "directory"]
+        found |= {info["name"]: info for info in listing if info["type"] != "directory"}
+    return found
+
+
+def _unread(error: OSError) -> None:
+    """Tell of a folder that may not be read, such as lost+found; raise for storage that fails: its videos are not gone."""
+    if isinstance(error, PermissionError):
+        logger.warning("a folder that may not be read is left out: %s", error)
+    elif not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _without_hidden(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:

@@ -174,9 +174,13 @@ def list_files(fs: Any, folder: str, suffix: str) -> dict[str, int]:
 def _find(fs: Any, folder: str) -> dict[str, Any]:
     """Return what fsspec tells of the files in a folder. Raises OSError, where its own walk would find an empty folder."""
     fs.invalidate_cache(folder)
-    walks = type(fs).find is AbstractFileSystem.find
-    found: dict[str, Any] = fs.find(folder, maxdepth=1, detail=True, **({"on_error": "raise"} if walks else {}))
+    found: dict[str, Any] = fs.find(folder, maxdepth=1, detail=True, **({"on_error": "raise"} if takes_on_error(fs) else {}))
     return found
+
+
+def takes_on_error(fs: Any) -> bool:
+    """Tell whether `find` takes `on_error`: local disk and others do, which fsspec walks itself. Any: an fsspec file system."""
+    return type(fs).find is AbstractFileSystem.find
 
 
 def size_of(fs: Any, path: str) -> int:

@@ -1,12 +1,15 @@
 """A corpus from a directory, a glob or a manifest, and what is refused."""
 
+import errno
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.corpus import read_corpus
 from pipeline.errors import ConfigError
@@ -144,3 +147,27 @@ def test_a_link_to_a_directory_is_told_of_and_not_followed(tmp_path: Path, caplo
     (tmp_path / "corpus" / "round").symlink_to(tmp_path / "corpus")
     assert read_corpus(f"{tmp_path}/corpus")["video_id"].to_pylist() == ["a"]
     assert "1 links to directories are not followed" in caplog.text
+
+
+class Faulty(LocalFileSystem):
+    """Local disk, on which some folders cannot be listed."""
+
+    protocol = "faulty"
+    errors: ClassVar[dict[str, OSError]] = {}
+
+    def ls(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        if error := self.errors.get(path.rsplit("/", 1)[-1]):
+            raise error
+        return super().ls(path, *args, **kwargs)
+
+
+def test_a_folder_that_fails_is_not_an_empty_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its videos are not gone; one that may not be read is told of, one that vanished meanwhile is nothing."""
+    fsspec.register_implementation("faulty", Faulty, clobber=True)
+    touch(tmp_path, "a.mp4", "private/b.mp4", "gone/c.mp4", "sub/d.mp4")
+    Faulty.errors = {"private": PermissionError("private"), "gone": FileNotFoundError("gone")}
+    assert read_corpus(f"faulty://{tmp_path}")["video_id"].to_pylist() == ["a", "sub/d"]
+    assert [record.getMessage() for record in caplog.records] == ["a folder that may not be read is left out: private"]
+    Faulty.errors = {"sub": OSError(errno.ENOSPC, "no room for a listing")}
+    with pytest.raises(ConfigError, match="cannot be listed: OSError"):
+        read_corpus(f"faulty://{tmp_path}")
