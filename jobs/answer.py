@@ -223,7 +223,7 @@ def _report(
         "this_run": progress.report(),
         "answers_per_s": round(progress.per_s, 3),
         "stopped": stopped,
-        "exit_code": exit_code(stopped=stopped, failed=too_many),
+        "exit_code": exit_code(stopped=stopped, failed=too_many, damaged="damaged" in statuses),
     }
 
 

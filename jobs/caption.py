@@ -16,7 +16,7 @@ from jobs import answer, encode
 from jobs.answer import AnswerJob
 from jobs.cluster import ClusterConfig, cluster
 from jobs.encode import EncodeJob
-from jobs.launch import DONE, FAILED, STOPPED, Report, launch, storage_options
+from jobs.launch import STOPPED, Report, exit_code, launch, storage_options
 from pipeline.answer import AnswerConfig
 from pipeline.answers import QUESTIONS_ASKED
 from pipeline.decode import DecodeConfig
@@ -120,7 +120,7 @@ def _run(job: CaptionJob, answering: AnswerJob) -> Report:
     store.refresh()
     rows = views.publish(own, store.payloads(), complete=not answered["stopped"])
     without = asked.num_rows - answered["statuses"].get("ok", 0)
-    code = STOPPED if answered["stopped"] else FAILED if without > job.max_failed else DONE
+    damaged = "damaged" in answered["statuses"]
     return {
         "job": "caption",
         "captions": f"{job.out.rstrip('/')}/captions.jsonl",
@@ -131,7 +131,7 @@ def _run(job: CaptionJob, answering: AnswerJob) -> Report:
         "rows_in_files": rows.num_rows,
         "encode": encoded,
         "answer": answered,
-        "exit_code": code,
+        "exit_code": exit_code(stopped=answered["stopped"], failed=without > job.max_failed, damaged=damaged),
     }
 
 

@@ -50,9 +50,9 @@ def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[s
     return code
 
 
-def exit_code(*, stopped: bool, failed: bool) -> int:
-    """Return how a job ended that did all it could: stopped by a signal, with more failures than allowed, or done."""
-    return STOPPED if stopped else FAILED if failed else DONE
+def exit_code(*, stopped: bool, failed: bool, damaged: bool = False) -> int:
+    """Return how a job ended that did all it could: stopped by a signal, over damaged entries, over too many failures, done."""
+    return STOPPED if stopped else FAULT if damaged else FAILED if failed else DONE
 
 
 class _Redacted(logging.Formatter):

@@ -1,6 +1,7 @@
 """The answer stage: units of questions in, the same rows with predictions out. One video is read once per unit."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.answers import ANSWERS
 from pipeline.device import StepKind, check_device, check_dtype, device_here, dtype_on
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError, StoreError
 from pipeline.prompts import PromptTemplate, prompt_spec
 from pipeline.replies import VideoQuestions
 from pipeline.selection import SelectConfig, Selection, selection_spec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # heavy: torch and transformers load when a stage is built, n
     from pipeline.replies import Engine, Reply
     from pipeline.store import TokenStore
 
+logger = logging.getLogger(__name__)
 ENGINES = {"transformers": 1, "vllm": 1}
 """Names and versions in the answer fingerprint; a test holds them equal to the engines' own."""
 
@@ -194,11 +196,17 @@ class Answer:
         self.engine = engine or load_engine(self.config)
 
     def __call__(self, unit: pa.Table) -> pa.Table:
-        """Return the unit with predictions. Raises StoreError if stored tokens cannot be trusted."""
+        """Return the unit with predictions. Raises StorageError; a damaged entry costs its own questions."""
         rows = unit.to_pylist()
         for row in rows:
             row |= {"status": "missing_video", "payload_sha256": None}
-        asked = [one for entry, places in self._entries(rows) for one in self._ask(entry, places, rows)]
+        asked: list[_Asked] = []
+        for entry, places in self._entries(rows):
+            if entry is not None:
+                asked += self._ask(entry, places, rows)
+                continue
+            for at in places:
+                rows[at] |= {"status": "damaged", "payload_sha256": unit["payload_sha256"][at].as_py()}
         talks = [one for one in asked if rows[one.places[0]]["turn"] is not None]
         asked = [one for one in asked if rows[one.places[0]]["turn"] is None]
         replies = self.engine.answer([one.group for one in asked])
@@ -208,18 +216,22 @@ class Answer:
                 rows[at] |= _outcome(one, reply)
         return pa.Table.from_pylist(rows, schema=ANSWERS)
 
-    def _entries(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple["Entry", list[int]]]:
-        """Yield each entry that is asked about, read once, with the places of its questions."""
+    def _entries(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple["Entry | None", list[int]]]:
+        """Yield each entry that is asked about, read once, with the places of its questions; None where it is damaged."""
         by_video: dict[str, list[int]] = {}
         for at, row in enumerate(rows):
             if row["store_id"] is not None:
                 by_video.setdefault(row["store_id"], []).append(at)
         for store_id, places in by_video.items():
             try:
-                entry = self.store.read(store_id)
+                yield self.store.read(store_id), places
             except KeyError:  # its video changed since it was listed, and could not be encoded
                 continue
-            yield entry, places
+            except StorageError:
+                raise
+            except StoreError as error:
+                logger.warning("%s", error)
+                yield None, places
 
     def _ask(self, entry: "Entry", places: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> list["_Asked"]:
         """Return the questions about an entry, together if all see the same tokens, each video's turns by themselves."""

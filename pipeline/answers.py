@@ -5,11 +5,13 @@
     <out>/answers.jsonl, <out>/answers.parquet  every question once, in the order of the question file
 
 A question is done when an answer to the same text about the same stored tokens is committed: a video that was encoded
-again is asked again. Missing videos and questions that ran out of memory are rows too, but are asked again each time.
+again is asked again. Missing videos, damaged entries and questions that ran out of memory are rows too, but are asked
+again each time.
 """
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -19,9 +21,11 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.filesystem import create_exclusive, list_files, read_many, write_whole
+from pipeline.filesystem import create_exclusive, list_files, read_many, renew, write_whole
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.parquet import from_parquet, to_parquet
+
+logger = logging.getLogger(__name__)
 
 QUESTIONS_ASKED = pa.schema(
     [
@@ -84,16 +88,24 @@ class AnswerStore:
         """Write one unit, once. Returns a row of `MANIFEST`; `duplicate` when these very answers are there already."""
         content = to_parquet(answered)
         unit = hashlib.sha256(content).hexdigest()
-        created = create_exclusive(self.fs, f"{self.folder}/{unit}.parquet", content)
+        path = f"{self.folder}/{unit}.parquet"
+        created = create_exclusive(self.fs, path, content)
+        if not created:
+            renew(self.fs, path, content)
         statuses = Counter(answered["status"].to_pylist())
         status = "committed" if created else "duplicate"
         return {"unit": unit, "status": status, "questions": answered.num_rows, "ok": statuses["ok"]}
 
     def committed(self) -> pa.Table:
-        """Return every committed row. Raises StoreError if a unit is not what its name says."""
+        """Return every committed row. Those of a unit that is not what its name says are as good as never given."""
         paths = list(list_files(self.fs, self.folder, ".parquet"))
         contents = read_many(self.fs, paths)
-        tables = [_checked(path, contents[path]) for path in paths]
+        tables = []
+        for path in paths:
+            try:
+                tables.append(_checked(path, contents[path]))
+            except StoreError as error:
+                logger.warning("%s: its questions are asked again", error)
         return pa.concat_tables(tables) if tables else ANSWERS.empty_table()
 
     def pending(self, asked: pa.Table) -> pa.Table:

@@ -62,6 +62,10 @@ class StoreError(PipelineError):
     """Bytes in a token store are not what the index says. Nothing read from there can be trusted."""
 
 
+class StorageError(StoreError):
+    """Storage failed or cannot be reached: what is stored may be as it should."""
+
+
 class VideoError(PipelineError):
     """One video cannot be used. It becomes a row with this code; other videos are not touched."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, StorageError, StoreError
 from pipeline.patience import patiently
 
 CONFLICT = (errno.EEXIST, errno.EINVAL)
@@ -192,11 +192,12 @@ def size_of(fs: Any, path: str) -> int:
 
 
 def read_bytes(fs: Any, path: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Return a file, or a range of it. Raises StoreError where it cannot be read in full."""
+    """Return a file, or a range of it. Raises StoreError where it cannot be read in full, StorageError if storage fails."""
     try:
         return patiently(path, lambda: _read(fs, path, start, end))
     except (OSError, ValueError, OverflowError, MemoryError) as error:  # the last two for ranges that no file has
-        raise StoreError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+        at_fault = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        raise (StorageError if at_fault else StoreError)(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _read(fs: Any, path: str, start: int | None, end: int | None) -> bytes:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-STATUSES = ("ok", "empty_question", "reserved_token", "too_long", "missing_video", "out_of_memory")
-"""What can become of a question. `missing_video` is given by the stage, the others by an engine."""
+STATUSES = ("ok", "empty_question", "reserved_token", "too_long", "missing_video", "damaged", "out_of_memory")
+"""What can become of a question. `missing_video` and `damaged` are given by the stage, the others by an engine."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore, CommitAnswers, merge, units
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError
 from pipeline.parquet import to_parquet
 
 SPEC = {"kind": "answer", "encode": "e1", "prompt": {"style": "docs"}}
@@ -159,15 +159,20 @@ def test_a_missing_video_is_a_row_even_before_it_was_asked(store: AnswerStore) -
     assert store.finish(asked(2, payload=None)) == {"missing_video": 2}
 
 
-def test_a_changed_unit_is_not_trusted(store: AnswerStore, tmp_path: Path) -> None:
-    """One flipped byte anywhere in a committed unit stops the run with the path."""
-    unit = store.commit(answered(asked()))["unit"]
+def test_a_changed_unit_is_asked_again(store: AnswerStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One flipped byte anywhere in a committed unit: as if it had not been given; committed once more, it is whole."""
+    given = answered(asked())
+    unit = store.commit(given)["unit"]
     path = tmp_path / "out" / "answers" / store.fingerprint / f"{unit}.parquet"
-    content = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    content = bytearray(whole)
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=unit):
-        store.committed()
+    assert store.pending(asked()).num_rows == asked().num_rows
+    assert unit in caplog.text
+    store.commit(given)
+    assert path.read_bytes() == whole
+    assert store.pending(asked()).num_rows == 0
 
 
 def test_answers_of_another_spec_are_another_set(store: AnswerStore, tmp_path: Path) -> None:
