@@ -1,14 +1,12 @@
 """Real files through the real stage: each gives what full sequential decoding shows, or its class of failure."""
 
 import os
-import signal
 import time
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipeline import containers, decoders
@@ -17,12 +15,12 @@ from pipeline.decode import LIMITS, Decode, DecodeConfig, decode_spec
 from pipeline.errors import VIDEO_CODES, ConfigError, VideoError
 from pipeline.pixels import fit_square
 from pipeline.sampling import frame_indices
-from pipeline.schema import CORPUS, DECODED
+from pipeline.schema import DECODED
 from pipeline.sources import demuxer_of, fetch
 from tests.http_server import http_server
+from tests.pipeline.decoding import VIDEOS, corpus
 from tests.poison import craft
 
-VIDEOS = Path(__file__).parents[1] / "videos"
 GOOD = {
     "av1_video.mkv": (125, "pyav"),
     "corrupted.mp4": (49, "pyav"),
@@ -40,17 +38,6 @@ GOOD = {
     "video_90.mov": (3, "decord"),
 }
 """Frames that full decoding shows, and the decoder that `auto` takes."""
-
-
-def corpus(*uris: str) -> pa.Table:
-    rows = [{"video_id": uri, "uri": uri, "source_hint": "{}"} for uri in uris]
-    return pa.Table.from_pylist(rows, schema=CORPUS)
-
-
-@pytest.fixture(scope="module")
-def stage():
-    with Decode(DecodeConfig(deadline_s=60), side_px=56) as stage:
-        yield stage
 
 
 def sequential(path: Path) -> list[np.ndarray]:
@@ -222,89 +209,6 @@ def test_a_video_without_a_length_in_its_header_is_measured_by_its_packets(tmp_p
         rows = stage(corpus(str(tmp_path / "long"), str(tmp_path / "stray"))).to_pylist()
     assert [row["error_class"] for row in rows] == ["TOO_LARGE", "CORRUPT"]
     assert "s long" in rows[0]["error"]
-
-
-def test_a_video_that_takes_too_long_is_killed_and_the_next_one_decodes() -> None:
-    """The deadline ends the child; a new one serves what follows."""
-    with Decode(DecodeConfig(deadline_s=0.001), side_px=32) as stage:
-        row = stage(corpus(str(VIDEOS / "nasa_13013.mp4"))).to_pylist()[0]
-        assert row["error_class"] == "TIMEOUT"
-        assert row["source_sha256"]
-        stage.child.config = DecodeConfig(deadline_s=60)
-        assert stage(corpus(str(VIDEOS / "testsrc2.mp4"))).to_pylist()[0]["error_class"] is None
-
-
-def test_a_child_that_dies_costs_one_video(stage: Decode) -> None:
-    """A crash is a class of failure; the videos after it are decoded by a new child."""
-    stage(corpus(str(VIDEOS / "testsrc2.mp4")))
-    assert stage.child.process is not None
-    os.kill(stage.child.process.pid, signal.SIGSTOP)
-    os.kill(stage.child.process.pid, signal.SIGSEGV)
-    os.kill(stage.child.process.pid, signal.SIGCONT)
-    uri = str(VIDEOS / "unordered.mov")
-    classes = [row["error_class"] for row in stage(corpus(uri, uri)).to_pylist()]
-    assert classes[0] in ("CRASHED", None)
-    assert classes[1] is None
-
-
-def test_memory_is_limited() -> None:
-    """A clip that needs more than its share is refused, not the machine exhausted."""
-    with Decode(DecodeConfig(memory_mb=8), side_px=32) as stage:
-        row = stage(corpus(str(VIDEOS / "testsrc2.mp4"))).to_pylist()[0]
-    assert row["error_class"] in ("OUT_OF_MEMORY", "CRASHED")
-
-
-def test_the_child_ends_when_its_parent_is_gone() -> None:
-    """Closing the pipe is enough; nothing is left behind by a killed actor."""
-    with Decode(DecodeConfig(), side_px=32) as stage:
-        stage(corpus(str(VIDEOS / "unordered.mov")))
-        process = stage.child.process
-        assert process is not None
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(timeout=20) == 0
-
-
-def test_children_are_replaced_after_some_videos() -> None:
-    """Native leaks cannot add up."""
-    with Decode(DecodeConfig(recycle=2), side_px=32) as stage:
-        uri = str(VIDEOS / "unordered.mov")
-        pids = set()
-        for _ in range(4):
-            stage(corpus(uri))
-            assert stage.child.process is not None
-            pids.add(stage.child.process.pid)
-    assert len(pids) == 2
-    assert stage.child.ended == {"videos": 1}
-
-
-@pytest.mark.parametrize(("recycle_mb", "ended"), [(1, {"memory": 2}), (0, {})])
-def test_a_child_that_keeps_memory_is_replaced(recycle_mb: int, ended: dict[str, int]) -> None:
-    """Measured between videos; 0 leaves it be."""
-    with Decode(DecodeConfig(recycle_mb=recycle_mb), side_px=32) as stage:
-        rows = stage(corpus(*[str(VIDEOS / "testsrc2.mp4")] * 3))
-    assert rows["error_class"].null_count == 3
-    assert stage.child.ended == ended
-
-
-def test_a_child_may_write_no_file() -> None:
-    """Neither by what a hostile video makes it do, nor by a core dump when it crashes."""
-    with Decode(DecodeConfig(), side_px=32) as stage:
-        stage(corpus(str(VIDEOS / "unordered.mov")))
-        assert stage.child.process is not None
-        limits = Path(f"/proc/{stage.child.process.pid}/limits").read_text()
-    found = {line[:26].strip(): line[26:].split()[:2] for line in limits.splitlines()}
-    assert found["Max file size"] == found["Max core file size"] == ["0", "0"]
-
-
-def test_an_answer_of_another_size_is_not_believed() -> None:
-    """What has read a hostile file may answer anything."""
-    with Decode(DecodeConfig(), side_px=32) as stage:
-        uri = str(VIDEOS / "unordered.mov")
-        stage(corpus(uri))
-        stage.child.side_px = 64
-        assert stage(corpus(uri))["error_class"].to_pylist() == ["CRASHED"]
-        assert stage(corpus(uri))["error_class"].to_pylist() == [None]
 
 
 def test_what_is_no_regular_file_is_refused_at_once(stage: Decode, tmp_path: Path) -> None:
