@@ -18,7 +18,7 @@ from pipeline.prompts import turn_text
 from pipeline.selection import SelectConfig
 from pipeline.store import TokenStore
 from tests.models import tiny_checkpoint
-from tests.pipeline.test_engine import engine, width_of
+from tests.pipeline.engines import engine, width_of
 from tests.tables import SPEC, encoded, failed, row
 
 TURNS = ["what is it", "who runs over there in the green field", "how many are there", "yes or no"]

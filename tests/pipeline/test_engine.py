@@ -1,107 +1,21 @@
 """One prefix for many questions must answer exactly as one full `generate` per question does."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from pipeline.engine import STATUSES, Reply, TransformersEngine, VideoQuestions
+from pipeline.engine import STATUSES, TransformersEngine, VideoQuestions
 from pipeline.errors import ConfigError
-from pipeline.prompts import PromptTemplate, split_prompt
-from tests.models import tiny_checkpoint, tiny_model, tiny_tokenizer
+from pipeline.prompts import split_prompt
+from tests.models import tiny_checkpoint
+from tests.pipeline.engines import NEW, RAGGED, TEMPLATE, engine, groups, plainly, width_of
 
-TEMPLATE = PromptTemplate()
 SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
-NEW = 9
-
-RAGGED = [
-    (37, ["what is it", "who runs over there in the green field", "a"]),
-    (1, ["is this a much longer question than the whole prefix of the video or is it not", "b"]),
-    (64, ["one question alone"]),
-    (12, ["yes or no", "how many are there", "how many are there"]),
-]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from threads, and on a busy machine waiting for them is 100 times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def lively(seed: int) -> VideoLlavaForConditionalGeneration:
-    """Random weights large enough that answers differ from question to question and some end early."""
-    torch.manual_seed(seed)
-    model = tiny_model().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "tower" not in name:
-                parameter.normal_(0, 0.35)
-    model.generation_config.eos_token_id = [model.config.text_config.eos_token_id, *range(20, 40)]
-    return model
-
-
-def engine(seed: int = 0, **options: Any) -> TransformersEngine:
-    return TransformersEngine(lively(seed), tiny_tokenizer(), TEMPLATE, **{"max_new_tokens": NEW, **options})
-
-
-def groups(asked: list[tuple[int, list[str]]], width: int, seed: int = 0) -> list[VideoQuestions]:
-    draw = torch.Generator().manual_seed(seed)
-    return [VideoQuestions(features=torch.randn(n, width, generator=draw), questions=q) for n, q in asked]
-
-
-def width_of(asked: TransformersEngine) -> int:
-    return int(asked.model.config.vision_config.hidden_size)
-
-
-@torch.inference_mode()
-def one_generate(asked: TransformersEngine, features: Tensor, question: str) -> Reply:
-    """The plain way: the whole prompt through `generate`, one question at a time."""
-    model, tokenizer = asked.model, asked.tokenizer
-    split = split_prompt(tokenizer, TEMPLATE, question, asked.video_id)
-    ids = torch.tensor([[*split.prefix, *[asked.video_id] * len(features), *split.suffix]])
-    projected = model.model.multi_modal_projector(features.to(model.dtype))[None]
-    said = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_encoder_outputs={"video": BaseModelOutputWithPooling(pooler_output=projected)},
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=asked.max_new_tokens,
-        suppress_tokens=asked._never.tolist(),
-        pad_token_id=tokenizer.pad_token_id,
-    )[0, ids.shape[1] :].tolist()
-    return Reply(text=tokenizer.decode(said, skip_special_tokens=True).strip(), status="ok", tokens=len(said))
-
-
-def plainly(asked: TransformersEngine, videos: list[VideoQuestions]) -> list[list[Reply]]:
-    return [[one_generate(asked, video.features, q) for q in video.questions] for video in videos]
-
-
-@contextmanager
-def memory_for(asked: TransformersEngine, enough: Callable[[Tensor], bool]) -> Iterator[list[int]]:
-    """Let the language model run out of memory unless `enough` says otherwise; yields the batch sizes it tried."""
-    tried: list[int] = []
-
-    def allocate(_: Any, __: Any, given: dict[str, Any]) -> None:
-        tried.append(len(given["inputs_embeds"]))
-        if not enough(given["inputs_embeds"]):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    hook = asked.model.model.language_model.register_forward_pre_hook(allocate, with_kwargs=True)
-    try:
-        yield tried
-    finally:
-        hook.remove()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -201,53 +115,6 @@ def test_nothing_asked_is_nothing_answered() -> None:
     asked = engine()
     assert asked.answer([]) == []
     assert asked.answer(groups([(4, []), (5, [])], width_of(asked))) == [[], []]
-
-
-def test_running_out_of_memory_halves_the_batch_and_loses_nothing() -> None:
-    """Where two rows fit and three do not, all questions are answered, and as before."""
-    asked = engine()
-    videos = groups(RAGGED, width_of(asked))
-    expected = asked.answer(videos)
-    with memory_for(asked, lambda embeds: len(embeds) <= 2) as tried:
-        assert asked.answer(videos) == expected
-    assert max(tried) > 2
-
-
-def test_a_video_that_never_fits_is_a_status_and_its_neighbours_are_answered() -> None:
-    """Only the questions of the largest video run out of memory; one after another, nothing is lost."""
-    asked = engine()
-    videos = groups([*RAGGED[:2], (200, ["one question alone"]), RAGGED[3]], width_of(asked))
-    expected = asked.answer(videos)
-    with memory_for(asked, lambda embeds: embeds.shape[1] < 150):
-        replies = asked.answer(videos)
-    assert [reply.status for reply in replies[2]] == ["out_of_memory"]
-    assert [replies[0], replies[1], replies[3]] == [expected[0], expected[1], expected[3]]
-
-
-def test_rows_that_never_fit_are_a_status() -> None:
-    """The prefix fits but no question does: every question says so, also when several videos share a batch."""
-    asked = engine()
-    videos = groups([(30, ["what is it", "how many"]), (31, ["who"])], width_of(asked))
-    with memory_for(asked, lambda embeds: embeds.shape[1] > 25):
-        replies = asked.answer(videos)
-    assert [[reply.status for reply in video] for video in replies] == [["out_of_memory"] * 2, ["out_of_memory"]]
-
-
-def test_rows_that_do_not_fit_beside_other_videos_are_tried_beside_fewer() -> None:
-    """The prefixes of a batch take memory too: before a row is given up, its video is read alone."""
-    asked = engine()
-    videos = groups([(30, ["what is it", "how many"]), (31, ["who"])], width_of(asked))
-    expected = asked.answer(videos)
-    read: list[int] = []
-
-    def enough(embeds: Tensor) -> bool:
-        if embeds.shape[1] > 25:
-            read.append(len(embeds))
-        return read[-1] == 1
-
-    with memory_for(asked, lambda embeds: enough(embeds) or embeds.shape[1] > 25):
-        assert asked.answer(videos) == expected
-    assert read == [2, 1, 1]
 
 
 def test_tokens_of_another_model_are_refused() -> None:
@@ -353,25 +220,6 @@ def test_a_span_longer_than_the_context_is_too_long() -> None:
     features = torch.zeros(1, width_of(asked))
     group = VideoQuestions(features=features, questions=["a"], positions=torch.tensor([0]), span=asked.context)
     assert asked.answer([group])[0][0].status == "too_long"
-
-
-def test_batches_shrink_once_memory_has_run_out() -> None:
-    """The limit that did not fit is not tried again."""
-    asked = engine(max_batch_tokens=4000)
-    plain, left = asked._answer_videos, [2]
-
-    def sometimes(videos: Any) -> Any:
-        if left[0]:
-            left[0] -= 1
-            raise torch.OutOfMemoryError("full")
-        return plain(videos)
-
-    asked._answer_videos = sometimes
-    made = groups(RAGGED, width_of(asked))
-    said = asked.answer(made)
-    assert asked.max_batch_tokens == 4000 * 9 // 16
-    assert said == engine(max_batch_tokens=4000).answer(made)
-    assert engine().max_batch_tokens > 0
 
 
 BF16_LOGITS = 0.05

@@ -14,7 +14,7 @@ from pipeline.engine import VideoQuestions
 from pipeline.errors import ConfigError
 from pipeline.steps import FixedShape, GrowingSteps, StaticSteps, steps_for
 from tests.models import tiny_checkpoint
-from tests.pipeline.test_engine import RAGGED, engine, groups, memory_for, plainly, width_of
+from tests.pipeline.engines import RAGGED, engine, groups, memory_for, plainly, width_of
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
