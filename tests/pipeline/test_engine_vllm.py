@@ -4,8 +4,6 @@ In float32 on the CPU, where both are exact enough that no answer may differ. Wi
 happens then are run.
 """
 
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,89 +13,28 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import engine_vllm
 from pipeline.checkpoint import Checkpoint
-from pipeline.engine import STATUSES, Reply, TransformersEngine, VideoQuestions
-from pipeline.engine_vllm import Embedder, VllmEngine, check_vllm
-from pipeline.errors import ConfigError
-from pipeline.prompts import PromptTemplate
+from pipeline.engine import STATUSES, TransformersEngine
+from pipeline.engine_vllm import Embedder, VllmEngine
 from pipeline.vllm_settings import VllmConfig
-from tests.models import tiny_model, tiny_tokenizer
+from tests.models import tiny_tokenizer
+from tests.pipeline.vllm_engines import (
+    ON_CPU,
+    RAGGED,
+    SHAPES,
+    TEMPLATE,
+    groups,
+    lively_checkpoint,
+    needs_vllm,
+    reference,
+    watch,
+)
 
-INSTALLED = find_spec("vllm") is not None
-needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed; make test-vllm makes an environment that has it")
-SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
-TEMPLATE = PromptTemplate()
-NEW = 9
-ON_CPU = {"device": "cpu", "dtype": "float32", "max_new_tokens": NEW}
-
-RAGGED = [
-    (37, ["what is it", "who runs over there in the green field", "a"]),
-    (1, ["is this a much longer question than the whole prefix of the video or is it not", "b"]),
-    (150, ["one question alone", "yes or no", "what is it"]),
-    (12, ["yes or no", "", "how many are there", "what is <video> it", "how many are there"]),
-    (0, ["what is it", "yes or no"]),
-    (240, ["yes or no", "is this a much longer question than the whole prefix of the video or is it not"]),
-]
+pytestmark = pytest.mark.usefixtures("vllm_on_cpu")
 ABOUT_SHAPES = [
     (500, ["What color is the circle?", "How many objects are there?", "Is there a red square?", "Which way does it move?"]),
     (64, ["Is there a blue object?", "What shape is it?"]),
     (300, ["Where is the square?", "What color is the circle?", "Is there a red square?"]),
 ]
-
-
-def lively_checkpoint(folder: Path, seed: int, **changes: int) -> str:
-    """Random weights large enough that answers differ and some end early; heads of a width that vLLM has kernels for."""
-    torch.manual_seed(seed)
-    model = tiny_model(**{"hidden_size": 96, "max_position_embeddings": 256, **changes})
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "tower" not in name:
-                parameter.normal_(0, 0.35)
-    model.generation_config.eos_token_id = [2, *range(20, 40)]
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-def groups(asked: list[tuple[int, list[str]]], width: int, seed: int = 0) -> list[VideoQuestions]:
-    draw = torch.Generator().manual_seed(seed)
-    return [VideoQuestions(features=torch.randn(n, width, generator=draw), questions=q) for n, q in asked]
-
-
-def reference(path: str, videos: list[VideoQuestions]) -> list[list[Reply]]:
-    return TransformersEngine.load(path, TEMPLATE, **ON_CPU).answer(videos)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports go to the test's own folder; OpenMP's threads are not bound to cores that other work may hold."""
-    monkeypatch.setenv("FRAMEFOLD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-
-@pytest.fixture
-def start() -> Iterator[Any]:
-    """Start an engine, and close it after the test."""
-    started: list[VllmEngine] = []
-
-    def one(path: str, **options: Any) -> VllmEngine:
-        started.append(VllmEngine(Checkpoint.open(path), TEMPLATE, **{**ON_CPU, **options}))
-        return started[-1]
-
-    yield one
-    for engine in started:
-        engine.close()
-
-
-def watch(engine: VllmEngine) -> list[int]:
-    """Return a list that grows by the positions of each run of the language model."""
-    seen: list[int] = []
-    before_each_run(engine, lambda _, args: seen.append(len(args[0])))
-    return seen
-
-
-def before_each_run(engine: VllmEngine, hook: Callable[[Any, Any], None]) -> None:
-    """Call a hook with the arguments of the first block: positions, hidden states, residual."""
-    engine._llm.apply_model(lambda model: model.model.layers[0].register_forward_pre_hook(hook) and None)
 
 
 @needs_vllm
@@ -242,79 +179,6 @@ def test_ids_that_no_answer_may_hold_never_win_where_all_others_are_unlikely(sta
 
 
 @needs_vllm
-def test_where_memory_ran_out_once_the_halves_are_answered(start: Any, tmp_path: Path) -> None:
-    """The engine starts anew in between, and nothing is lost."""
-    path = lively_checkpoint(tmp_path / "model", 0)
-    videos = groups(RAGGED, 32)
-    engine = start(path)
-    began = engine._llm
-
-    def burst(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    before_each_run(engine, burst)
-    assert engine.answer(videos) == reference(path, videos)
-    assert engine._llm is not began
-
-
-@needs_vllm
-@pytest.mark.timeout(600)
-def test_one_question_that_never_fits_is_out_of_memory_and_all_others_are_answered(start: Any, tmp_path: Path) -> None:
-    """Memory runs out wherever more than 200 positions are read at once, in every engine that is started."""
-    path = lively_checkpoint(tmp_path / "model", 0)
-    asked = [*RAGGED[:2], *RAGGED[-1:]]
-    videos = groups(asked, 32)
-
-    class Small(VllmEngine):
-        def _restart(self) -> None:
-            super()._restart()
-            shrink(self)
-
-    def shrink(engine: VllmEngine) -> None:
-        before_each_run(engine, burst)
-
-    def burst(_: Any, given: Any) -> None:
-        if len(given[0]) > 200:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    engine = Small(Checkpoint.open(path), TEMPLATE, **ON_CPU)
-    try:
-        shrink(engine)
-        got, expected = engine.answer(videos), reference(path, videos)
-    finally:
-        engine.close()
-    assert got[:-1] == expected[:-1]
-    assert [reply.status for reply in expected[-1]] == ["ok", "too_long"]
-    assert [reply.status for reply in got[-1]] == ["out_of_memory", "too_long"]
-
-
-@needs_vllm
-def test_settings_reach_vllm_under_their_own_names(start: Any, tmp_path: Path) -> None:
-    """And a shorter context makes a question too long that the model itself would have room for."""
-    path = lively_checkpoint(tmp_path / "model", 0)
-    options = '{"max_num_seqs": 3, "max_num_batched_tokens": 96, "enable_prefix_caching": false}'
-    given = VllmConfig(max_model_len=160, gpu_memory_utilization=0.41, vllm_options=options)
-    engine = start(path, dtype="bfloat16", vllm=given)
-    config = engine._llm.llm_engine.vllm_config
-    assert config.model_config.max_model_len == 160
-    assert config.model_config.dtype is torch.bfloat16
-    assert config.cache_config.gpu_memory_utilization == 0.41
-    assert not config.cache_config.enable_prefix_caching
-    assert (config.scheduler_config.max_num_seqs, config.scheduler_config.max_num_batched_tokens) == (3, 96)
-    replies = engine.answer(groups([(120, ["what is it"]), (160, ["what is it"])], 32))
-    assert [row[0].status for row in replies] == ["ok", "too_long"]
-
-
-@needs_vllm
-def test_a_shorter_context_cuts_answers_as_a_model_with_fewer_positions_would(start: Any, tmp_path: Path) -> None:
-    """Room for an answer is what the prompt leaves, in both engines."""
-    path = lively_checkpoint(tmp_path / "model", 0)
-    short = lively_checkpoint(tmp_path / "short", 0, max_position_embeddings=180)
-    videos = groups(RAGGED, 32)
-    assert start(path, vllm=VllmConfig(max_model_len=180)).answer(videos) == reference(short, videos) != reference(path, videos)
-
-
-@needs_vllm
 @pytest.mark.timeout(600)
 def test_two_processes_share_the_weights_and_give_the_same_answers(start: Any, tmp_path: Path) -> None:
     """Tensor parallelism, on a CPU."""
@@ -323,56 +187,6 @@ def test_two_processes_share_the_weights_and_give_the_same_answers(start: Any, t
     engine = start(path, vllm=VllmConfig(tensor_parallel_size=2))
     assert engine._llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size == 2
     assert engine.answer(videos) == reference(path, videos)
-
-
-@needs_vllm
-def test_what_vllm_refuses_is_one_sentence(tmp_path: Path) -> None:
-    """A model of 3 heads cannot be shared by two; vLLM's own reason is told."""
-    checkpoint = Checkpoint.open(lively_checkpoint(tmp_path / "model", 0))
-    with pytest.raises(ConfigError, match=r"^vLLM does not start: Total number of attention heads \(3\) must be divisible"):
-        VllmEngine(checkpoint, TEMPLATE, **ON_CPU, vllm=VllmConfig(tensor_parallel_size=2))
-    with pytest.raises(ConfigError, match=r"max_model_len is 257, the model has 256 positions"):
-        check_vllm(checkpoint, "cpu", VllmConfig(max_model_len=257))
-
-
-@needs_vllm
-def test_tokens_of_another_model_are_refused(start: Any, tmp_path: Path) -> None:
-    """A store that was encoded with another tower."""
-    engine = start(lively_checkpoint(tmp_path / "model", 0))
-    with pytest.raises(ConfigError, match=r"projector takes \(S, 32\)"):
-        engine.answer(groups(RAGGED, 31))
-
-
-@needs_vllm
-def test_given_positions_are_refused(start: Any, tmp_path: Path) -> None:
-    """vLLM would number them anew, in silence."""
-    engine = start(lively_checkpoint(tmp_path / "model", 0))
-    placed = {"features": torch.zeros(3, 32), "positions": torch.tensor([0, 2, 4]), "span": 5}
-    with pytest.raises(ConfigError, match="positions compact"):
-        engine.answer([VideoQuestions(**placed, questions=["what is it"])])
-
-
-@needs_vllm
-def test_conversations_are_refused(start: Any, tmp_path: Path) -> None:
-    """With a sentence that names the engine that holds them."""
-    engine = start(lively_checkpoint(tmp_path / "model", 0))
-    with pytest.raises(ConfigError, match="engine transformers"):
-        engine.converse(VideoQuestions(features=torch.zeros(3, 32), questions=["what is it"]))
-
-
-@needs_vllm
-def test_nothing_asked_is_nothing_answered(start: Any, tmp_path: Path) -> None:
-    """No videos, and a video with no questions."""
-    engine = start(lively_checkpoint(tmp_path / "model", 0))
-    assert engine.answer([]) == []
-    assert engine.answer(groups([(3, []), (3, [""])], 32)) == [[], [Reply(text=None, status="empty_question")]]
-
-
-@pytest.mark.skipif(INSTALLED, reason="vllm is installed")
-def test_without_vllm_the_choice_gives_one_sentence() -> None:
-    """It says what to install, before anything is loaded or exported."""
-    with pytest.raises(ConfigError, match=r"pip install 'framefold\[vllm\]'"):
-        VllmEngine(Checkpoint.open(str(SHAPES)), TEMPLATE, **ON_CPU)
 
 
 @torch.inference_mode()
@@ -397,14 +211,3 @@ def test_ends_are_read_as_the_transformers_engine_reads_them(tmp_path: Path, nam
     ours = engine_vllm._generation(path, theirs.model.config)
     assert ours.eos_token_id == theirs.model.generation_config.eos_token_id
     assert (len(theirs.eos) > 1) == named
-
-
-def test_a_checkpoint_without_its_projector_is_refused(tmp_path: Path) -> None:
-    """It would answer about noise."""
-    path = Path(lively_checkpoint(tmp_path / "model", 0))
-    tensors = load_file(path / "model.safetensors")
-    kept = {name: tensor for name, tensor in tensors.items() if "linear_2.bias" not in name}
-    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
-    config = tiny_model(hidden_size=96).config
-    with pytest.raises(ConfigError, match=r"1 tensors of the projector are missing, first linear_2\.bias"):
-        Embedder(Checkpoint.open(str(path)), config, "cpu", torch.float32)
