@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jobs.cluster import ClusterConfig
+from jobs.cluster import JOBS, ClusterConfig, blocks, check_share, share, turn
+from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 TRY = """
@@ -74,3 +78,53 @@ def test_an_address_where_nothing_listens_is_told_at_once(scheme: str) -> None:
         ran = tried(address, 0)
     assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
     assert f"no Ray cluster answers at {address}: [Errno 111] Connection refused" in ran.stderr
+
+
+def test_an_actor_reserves_a_whole_cpu_where_there_are_enough_and_its_part_where_there_are_not() -> None:
+    """Two CPUs, two pools of one actor: two ninths; the same CPUs on two nodes give less, for each may waste a part."""
+    assert share([64.0], 2) == share([8.0, 8.0], 1) == 1.0
+    assert share([2.0], 2) == 0.2222
+    assert share([2.0, 2.0], 2) == 0.4
+    assert share([9.0], 2) == 1.0
+    assert share([8.0], 2) == 0.8888
+
+
+@given(cpus=st.lists(st.integers(1, 96).map(float), min_size=1, max_size=9), actors=st.integers(1, 300))
+def test_as_many_jobs_as_may_run_reserve_so_little_that_another_actor_fits(cpus: list[float], actors: int) -> None:
+    """However they lie on the nodes: where no node had room for one more, more would be taken than all of them reserve."""
+    each = share(cpus, actors)
+    assert 0 < each <= 1
+    assert JOBS * actors * each <= sum(cpus) - len(cpus) * each + 1e-9
+
+
+def test_blocks_hold_every_row_once_and_in_order() -> None:
+    """The last one may be shorter; nothing has no blocks."""
+    table = pa.table({"row": range(7)})
+    assert [block["row"].to_pylist() for block in blocks(table, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [block.num_rows for block in blocks(table, 7)] == [7]
+    assert blocks(table[:0], 3) == []
+
+
+@pytest.mark.parametrize("gpus", [-1, -0.5, 1.5, 2.25, float("inf"), float("nan")])
+def test_gpus_of_a_worker_are_a_part_of_one_or_whole_ones(gpus: float) -> None:
+    """As Ray has it."""
+    with pytest.raises(ConfigError, match=r"gpus_per_engine must be from 0 to 1, or a whole number, got "):
+        check_share("gpus_per_engine", gpus)
+    for right in (0, 0.25, 1, 2, 8.0):
+        check_share("gpus_per_engine", right)
+
+
+def test_a_private_cluster_needs_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor Ray: nobody else can be on it."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with turn(ClusterConfig()) as waited:
+        assert not waited
+        assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("runner", ["spark", "", "Ray"])
+def test_an_unknown_runner_is_refused(runner: str) -> None:
+    with pytest.raises(ConfigError, match=f"runner must be ray or local, got '{runner}'"):
+        ClusterConfig(runner=runner)
