@@ -210,7 +210,7 @@ def through(
 
 def check_share(name: str, gpus: float) -> None:
     """Raise ConfigError unless the flag `name` holds GPUs for one worker: a part of one, or whole ones, as Ray has it."""
-    if not 0 <= gpus < float("inf") or (gpus > 1 and not float(gpus).is_integer()):
+    if not gpus >= 0 or (gpus > 1 and not float(gpus).is_integer()):
         raise ConfigError(f"{name} must be from 0 to 1, or a whole number, got {gpus:g}")
 
 

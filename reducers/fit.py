@@ -71,7 +71,7 @@ class ClipConfig:
     def budget(self, frames: int, patches: int, *, has_cls: bool) -> Budget:
         """Return what a clip of this size may spend: at least one token, at most all of them."""
         total = frames * patches
-        wanted = self.keep or max(1, share_to_count(total, self.ratio or 0.0))
+        wanted = self.keep or share_to_count(total, self.ratio or 0.0)
         found = Budget.of(wanted, frames=frames, most=total, total=total, has_cls=self.keep_cls and has_cls)
         return found if self.ratio is None or found.cls else replace(found, ratio=self.ratio)
 
@@ -187,7 +187,7 @@ def fit_budget(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
     Departs: an added patch leaves the size of the token that it was merged into, so that sizes still count each patch
     once.
     """
-    found, budget = found.by_anchor(), min(budget, clip.a.numel())
+    found = found.by_anchor()
     if len(found.anchor) > budget:
         return _shrunk(found, clip, budget)
     absent_M = torch.ones(clip.a.numel(), dtype=torch.bool, device=clip.a.device)

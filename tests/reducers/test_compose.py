@@ -37,7 +37,7 @@ def moving(seed: int, frames: int = 5) -> VisualTokens:
 def by_anchor(reduced: ReducedTokens) -> dict[str, torch.Tensor]:
     """Tokens of one clip by the patch that they stand for."""
     order = reduced.anchor.argsort(stable=True)
-    return {name: getattr(reduced, name)[order] for name in ("features", "anchor", "size", "frame")}
+    return {name: getattr(reduced, name)[order] for name in ("features", "anchor", "size", "frame", "kind")}
 
 
 def composed(spec: str) -> Composed:

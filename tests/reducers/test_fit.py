@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reducers.base import CLS, BudgetError, Reducer, ReducerError, VisualTokens
+from reducers.base import CLS, ENRICHED, KEPT, BudgetError, Reducer, ReducerError, VisualTokens
 from reducers.dycoke import DyCoke, DyCokeConfig
 from reducers.evs import Evs, EvsConfig
 from reducers.fastvid import FastVid, FastVidConfig
-from reducers.fit import ATTENTION, Clip, ClipConfig, ClipTokens, fit_budget, kept
+from reducers.fit import ATTENTION, Clip, ClipConfig, ClipTokens, clips_of, fit_budget, kept
 from reducers.flashvid import FlashVid, FlashVidConfig
 from reducers.holitom import HoliTom, HoliTomConfig, calibrated_tau
 from reducers.nest import Nest
@@ -143,6 +143,16 @@ def test_grids_of_any_shape_are_reduced(name: str, grid: tuple[int, int]) -> Non
     assert (REDUCERS[name].reduce(replace(batch, cls=None)).kind != CLS).all()
 
 
+def test_a_frame_that_nothing_attends_to_has_no_attention_and_is_no_error() -> None:
+    """Zero over zero would be no number, and be chosen first."""
+    batch = tokens(3, (3,))
+    batch.captures[ATTENTION][1] = 0
+    (one,) = clips_of(batch)
+    assert one.a.sum(1).tolist() == pytest.approx([1, 0, 1])
+    reduced = Evs(EvsConfig(keep=7, keep_cls=False)).reduce(batch)
+    assert len(reduced.anchor) == 7
+
+
 def clip_of(seed: int, frames: int, patches: int = 9, width: int = 6) -> Clip:
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(frames, patches, width, generator=draw)
@@ -215,6 +225,7 @@ def test_too_few_tokens_are_joined_by_the_best_attended_that_are_absent() -> Non
     at = fitted.anchor.tolist().index(4)
     assert fitted.size.tolist() == [16.0 if place == at else 1.0 for place in range(3)]
     assert torch.equal(fitted.features[at], one.features[0])
+    assert fitted.kind.tolist() == [2 if place == at else KEPT for place in range(3)]
     assert torch.equal(fitted.features[fitted.anchor == best[0]][0], clip.x.flatten(0, 1)[best[0]])
 
 
@@ -235,7 +246,9 @@ def test_a_fitted_result_mutates_nothing_that_it_was_given() -> None:
         (ClipConfig(), 504, 504 / 2048, True),
         (ClipConfig(keep_cls=False), 512, 0.25, False),
         (ClipConfig(keep=256), 248, 248 / 2048, True),
-        (ClipConfig(keep=12), 12, 12 / 2048, False),  # 8 CLS rows would leave less than as many patches
+        (ClipConfig(keep=16), 8, 8 / 2048, True),
+        (ClipConfig(keep=15), 15, 15 / 2048, False),  # 8 CLS rows would leave less than as many patches
+        (ClipConfig(ratio=1), 2040, 2040 / 2048, True),
         (ClipConfig(ratio=1e-6), 1, 1e-6, False),
         (ClipConfig(keep=99999), 2048, 1.0, True),
     ],
@@ -245,6 +258,27 @@ def test_a_budget_counts_cls_rows(config: ClipConfig, patches: int, ratio: float
     budget = config.budget(8, 256, has_cls=True)
     assert (budget.patches, budget.cls) == (patches, cls)
     assert budget.ratio == pytest.approx(ratio)
+
+
+def test_a_tower_without_cls_rows_spends_everything_on_patches() -> None:
+    """Asking for rows that are not there costs nothing."""
+    budget = ClipConfig(keep=256).budget(8, 256, has_cls=False)
+    assert (budget.patches, budget.cls) == (256, False)
+    assert ClipConfig(ratio=0.5).budget(2, 9, has_cls=False).patches == 9
+
+
+def test_a_share_of_less_than_one_token_is_one() -> None:
+    """Of any clip something stays, and a share of one patch is that patch."""
+    for frames, patches in ((1, 1), (1, 3), (3, 1)):
+        assert ClipConfig(ratio=0.01).budget(frames, patches, has_cls=True).patches == 1
+
+
+def test_the_kind_of_a_token_tells_whether_it_stands_for_more_than_one_patch() -> None:
+    """One patch, two, two halves, and none at all: only two patches are more than one."""
+    holder = torch.tensor([[0, -1], [1, -1], [1, -1], [2, 3], [2, 3], [-1, -1]])
+    found = ClipTokens.by_size(torch.zeros(5, 2), torch.arange(5), holder, ENRICHED)
+    assert found.size.tolist() == [1, 2, 1, 1, 0]
+    assert found.kind.tolist() == [KEPT, ENRICHED, KEPT, KEPT, KEPT]
 
 
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"ratio": 0.0}, {"ratio": 1.1}, {"keep": 3, "ratio": 0.5}])

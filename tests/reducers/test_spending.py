@@ -1,0 +1,155 @@
+"""Second parts of a composition on places of any size, open, free or neither: against loops over the places of one row."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reducers.base import CONTEXTUAL, ENRICHED, KEPT
+from reducers.fit import ATTENTION
+from reducers.places import Places
+from reducers.spending import (
+    SECOND,
+    HiRedPartConfig,
+    PruMergePartConfig,
+    Read,
+    VisionZipPartConfig,
+    best,
+    prumerge_plus,
+    visionzip,
+)
+from reducers.visionzip import VisionZip
+
+SEEDS = st.integers(0, 10_000)
+ROWS, PATCHES, WIDTH = 3, 9, 4
+
+
+def some_places(seed: int) -> Places:
+    """Rows in which places stand for none to four patches; some are free, some of these open, some of those are spent."""
+    draw = torch.Generator().manual_seed(seed)
+    size = torch.randint(0, 5, (ROWS, PATCHES), generator=draw).float()
+    free = size > 0
+    opened = free & (torch.rand(ROWS, PATCHES, generator=draw) < 0.8)
+    budget = (opened.sum(1) * torch.rand(ROWS, generator=draw) * 1.2).long().clamp(max=opened.sum(1))
+    return Places(
+        x=torch.randn(ROWS, PATCHES, WIDTH, generator=draw),
+        size=size,
+        open=opened,
+        free=free,
+        budget=budget,
+        spans=[(0, 0), (1, 3), (4, 5)],
+        place=torch.full((6 * PATCHES,), -1),
+    )
+
+
+def some_read(seed: int) -> Read:
+    """What a tower saw of six frames."""
+    draw = torch.Generator().manual_seed(seed + 1)
+    needs = {need for second in SECOND.values() for need in second.needs(second.config())}
+    needs |= SECOND["visionzip"].needs(VisionZipPartConfig(score="received"))
+    scores = {need: torch.rand(6, PATCHES, generator=draw) for need in sorted(needs, key=str) if need.kind != "keys"}
+    return Read(captures=scores | {need: torch.randn(6, PATCHES, 5, generator=draw) for need in needs if need.kind == "keys"})
+
+
+def mean_over(values: Tensor, places: Places, row: int) -> Tensor:
+    first, last = places.spans[row]
+    return torch.stack([values[frame] for frame in range(first, last + 1)]).mean(0)
+
+
+def best_of(score: Tensor, among: list[int]) -> list[int]:
+    """The places with the highest scores first."""
+    return sorted(among, key=lambda at: -float(score[at]))
+
+
+@dataclass
+class Zipped:
+    """What VisionZip makes of one row: value and kind of each token, and the token of each place."""
+
+    tokens: dict[int, tuple[Tensor, int]]
+    held: dict[int, int]
+
+
+def zipped_by_hand(places: Places, read: Read, config: VisionZipPartConfig, row: int) -> Zipped:
+    """The method as a loop over the places of a row."""
+    size, x, budget = places.size[row].tolist(), places.x[row], int(places.budget[row])
+    opened = [at for at in range(PATCHES) if places.open[row, at]]
+    targets = int(budget * config.contextual / (config.dominant + config.contextual))
+    kept = best_of(mean_over(read.captures[config.attention], places, row), opened)[: budget - targets]
+    rest = [at for at in opened if at not in kept]
+    spread = rest[:: max(1, len(rest) // max(1, targets))][:targets]
+    keys = mean_over(read.captures[VisionZip.keys], places, row)
+    held = {at: at for at in (*kept, *spread)}
+    for at in range(PATCHES):
+        if places.free[row, at] and at not in held and spread:
+            held[at] = max(spread, key=lambda to: float(torch.cosine_similarity(keys[at], keys[to], dim=0)))
+    tokens = {at: (x[at], CONTEXTUAL if size[at] > 1 else KEPT) for at in kept}
+    for to in spread:
+        joined = [at for at, token in held.items() if token == to and at != to]
+        taken, count = sum((size[at] * x[at] for at in joined), torch.zeros(WIDTH)), sum(size[at] for at in joined)
+        added = x[to] + taken / max(1, count)
+        tokens[to] = (added if config.merge == "add" else (size[to] * x[to] + taken) / (size[to] + count)), CONTEXTUAL
+    return Zipped(tokens=tokens, held=held)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        VisionZipPartConfig(),
+        VisionZipPartConfig(dominant=1, contextual=2),
+        VisionZipPartConfig(dominant=1, contextual=1, merge="mean"),
+        VisionZipPartConfig(dominant=0, contextual=1, merge="mean", score="received"),
+        VisionZipPartConfig(dominant=1, contextual=1, score="received"),
+        VisionZipPartConfig(dominant=1, contextual=0),
+    ],
+    ids=str,
+)
+@given(seed=SEEDS)
+def test_visionzip_spends_places_as_a_loop_does(config: VisionZipPartConfig, seed: int) -> None:
+    """Scores and keys are means over the frames of a row; what is merged counts by its patches; only free places join."""
+    places, read = some_places(seed), some_read(seed)
+    spent = visionzip(places, read, config)
+    for row in range(ROWS):
+        expected = zipped_by_hand(places, read, config, row)
+        assert spent.token[row].nonzero()[:, 0].tolist() == sorted(expected.tokens)
+        assert {at: to for at, to in enumerate(spent.held[row].tolist()) if to >= 0} == expected.held
+        for at, (value, kind) in expected.tokens.items():
+            torch.testing.assert_close(spent.value[row, at], value, atol=1e-5, rtol=1e-5)
+            assert int(spent.kind[row, at]) == kind
+
+
+@given(seed=SEEDS)
+def test_hired_keeps_the_best_attended_open_places_as_they_are(seed: int) -> None:
+    """And says of each whether it stands for more than one patch."""
+    places, read = some_places(seed), some_read(seed)
+    spent = best(places, read, HiRedPartConfig())
+    for row in range(ROWS):
+        opened = places.open[row].nonzero()[:, 0].tolist()
+        kept = sorted(best_of(mean_over(read.captures[ATTENTION], places, row), opened)[: int(places.budget[row])])
+        assert spent.token[row].nonzero()[:, 0].tolist() == kept
+        assert [int(spent.kind[row, at]) for at in kept] == [CONTEXTUAL if places.size[row, at] > 1 else KEPT for at in kept]
+        assert torch.equal(spent.value[row, kept], places.x[row, kept])
+        assert {at: to for at, to in enumerate(spent.held[row].tolist()) if to >= 0} == {at: at for at in kept}
+
+
+@pytest.mark.parametrize("heads", ["concat", "sum"])
+@given(seed=SEEDS)
+def test_prumerge_plus_takes_half_by_attention_and_the_grid_over_open_places(heads: str, seed: int) -> None:
+    """The larger half first; the grid begins half a stride in and leaves out the last place; then down the ranking."""
+    config = PruMergePartConfig(heads=heads)
+    places, read = some_places(seed), some_read(seed)
+    (need,) = (need for need in SECOND["prumerge+"].needs(config) if need.kind == "cls_attn")
+    read = Read(captures={**read.captures, need: torch.rand(6, PATCHES, generator=torch.Generator().manual_seed(seed + 2))})
+    spent = prumerge_plus(places, read, config)
+    for row in range(ROWS):
+        opened, budget = places.open[row].nonzero()[:, 0].tolist(), int(places.budget[row])
+        order = best_of(mean_over(read.captures[need], places, row), opened)
+        top = (budget + 1) // 2
+        stride = max(1, len(opened) // max(1, top))
+        grid = opened[stride // 2 : -1 : stride]
+        chosen = list(dict.fromkeys([*order[:top], *grid, *order]))[:budget]
+        assert spent.token[row].nonzero()[:, 0].tolist() == sorted(chosen)
+        assert {int(spent.kind[row, at]) for at in chosen} <= {ENRICHED}
+        assert {at: to for at, to in enumerate(spent.held[row].tolist()) if to >= 0} == {at: at for at in chosen}
