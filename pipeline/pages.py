@@ -76,7 +76,7 @@ def parse_row(content: bytes, where: str) -> dict[str, Any]:
         if room < 0:
             raise ValueError("pages that unpack to too much")
         return {name: _value(name, *page) for name, page in zip(names, pages, strict=True)}
-    except (ValueError, IndexError, struct.error, pa.ArrowException, OSError) as error:
+    except (ValueError, pa.ArrowException, OSError) as error:
         raise StoreError(f"{where}: the entry is damaged: {error}") from error
 
 
@@ -89,7 +89,7 @@ def _pages(content: bytes) -> Iterator[tuple[memoryview, int, int]]:
             raise ValueError(f"no page begins at byte {at}")
         unpacked, packed, crc, values = map(_number, header.groups())
         page = whole[header.end() : header.end() + packed]
-        if packed < 0 or unpacked < 0 or len(page) != packed:
+        if unpacked < 0 or len(page) != packed:
             raise ValueError("a page that does not end")
         if zlib.crc32(page) != crc & 0xFFFFFFFF:
             raise ValueError("a page's CRC differs")

@@ -157,7 +157,7 @@ def _with_grid(places: Places, a_RN: Tensor) -> Tensor:
     stride_R1 = (count_R1 // top_R1.clamp(min=1)).clamp(min=1)
     place_RN = places.open.cumsum(1) - 1
     past_RN = place_RN - stride_R1 // 2
-    grid_RN = (past_RN >= 0) & (past_RN % stride_R1 == 0) & (place_RN < count_R1 - 1)
+    grid_RN = (past_RN % stride_R1 == 0) & (place_RN < count_R1 - 1)
     columns = a_RN.shape[1]
     column_N = torch.arange(columns, device=a_RN.device)
     key_RN = torch.where(rank_RN < top_R1, rank_RN, torch.where(grid_RN, columns + column_N, 2 * columns + rank_RN))
@@ -181,7 +181,7 @@ def _prumerge_capture(config: PruMergePartConfig, kind: Literal["cls_attn", "key
 
 def dense(places: Places, beta: float, neighbours: int) -> Spent:
     """Merge the open places of each row by density, as HoliTom does with what stands still."""
-    near_R = places.open.sum(1).clamp(min=1, max=max(2, neighbours))
+    near_R = places.open.sum(1).clamp(max=max(2, neighbours))
     token_RN, value_RND, held_RN = dense_merge(places.x, places.open, places.budget, near_R, beta)
     held_RN = held_RN.masked_fill(~places.open | (places.budget == 0)[:, None], -1)
     return Spent(token=token_RN, value=value_RND, kind=kind_of(token_RN, places.size, CONTEXTUAL), held=held_RN)

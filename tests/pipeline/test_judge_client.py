@@ -1,6 +1,8 @@
 """Requests of the judge to a real HTTP server: what they survive, how long they wait, and when they end."""
 
+import math
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,27 @@ def test_an_endpoint_that_is_down_is_given_up(server: JudgeServer, tmp_path: Pat
     assert len(judged.failed) == 300
     assert 12 <= list(judged.failed.values()).count("HTTP 500") <= 30
     assert set(judged.failed.values()) == {"HTTP 500", "not asked"}
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_an_endpoint_is_down_after_eight_failures_in_a_row_and_twice_as_many_as_are_in_flight(
+    server: JudgeServer, tmp_path: Path, concurrency: int
+) -> None:
+    """The server answers a request when what came before it has been looked at; those in flight by then still count."""
+    server.always = does.body(b"", 500)
+    server.let(1)
+    how, seen = config(server, concurrency, tries=1), Counter[str]()
+    many = [(f"question {i}", "a", f"p{i}") for i in range(60)]
+
+    def said(more: Counter[str]) -> None:
+        seen.update(more)
+        server.let(seen["without reply"] + 1 if seen["without reply"] < 8 + 2 * concurrency else math.inf)
+
+    judged = judge(many, how, ReplyStore(str(tmp_path), how.spec()), said=said)
+    assert judged.gave_up
+    asked = list(judged.failed.values()).count("HTTP 500")
+    assert 8 + 2 * concurrency <= asked <= 8 + 3 * concurrency
+    assert seen == {"known": 0, "without reply": 60}
 
 
 def test_failures_between_replies_are_no_endpoint_that_is_down(server: JudgeServer, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Entries from their own bytes: the same as pyarrow reads by the footer, for every layout, and nothing wrong from any byte."""
 
 import hashlib
+import zlib
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from pipeline.entries import EXTRAS, payload_digest
 from pipeline.errors import StoreError
 from pipeline.index import fragment
-from pipeline.pages import GROUPS, LAYOUTS, most_unpacked, parse_row
+from pipeline.pages import ABSENT, GROUPS, HEADER, LAYOUTS, PRESENT, UNPACKED, ZSTD, _number, most_unpacked, parse_row
 from pipeline.schema import ENTRY, INDEX
 from pipeline.shards import parse_footer, row_group_spans, write_shard
 from pipeline.store import TokenStore
@@ -139,3 +140,86 @@ def test_looking_an_entry_up_needs_neither_footer_nor_a_second_request(tmp_path:
     reader = TokenStore.open(str(tmp_path))
     assert reader.read("b").features.tobytes() == row("b")["features"]
     assert reader.reader.footer.cache_info().currsize == 0
+
+
+def paged(part: bytes, column: str, page: bytes, *, values: int = 1, unpacked: int | None = None) -> bytes:
+    """A row group in which a column says something else, under a header that is right about its size and its CRC."""
+    spans, at = [], 0
+    while at < len(part):
+        header = HEADER.match(part, at)
+        assert header is not None
+        spans.append((at, header.end() + _number(header[2])))
+        at = spans[-1][1]
+    start, end = spans[LAYOUTS[len(spans)].index(column)]
+    stored = page if column == UNPACKED else ZSTD.compress(page, asbytes=True)
+    return part[:start] + header_of(unpacked or len(page), len(stored), zlib.crc32(stored), values) + stored + part[end:]
+
+
+def header_of(unpacked: int, packed: int, crc: int, values: int) -> bytes:
+    """The header of a data page, as Thrift's compact protocol writes it."""
+    crc -= (crc >> 31) << 32
+    size = b"\x15\x00\x15" + varint(unpacked) + b"\x15" + varint(packed) + b"\x15" + varint(crc)
+    return size + b"\x1c\x15" + varint(values) + b"\x15\x00\x15\x06\x15\x06\x00\x00"
+
+
+def varint(number: int) -> bytes:
+    """A signed 32-bit integer, small ones in few bytes."""
+    rest, found = (number << 1) ^ (number >> 31), []
+    while rest > 0x7F:
+        found.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([*found, rest])
+
+
+TEXT = len(b"abc").to_bytes(4, "little") + b"abc"
+
+
+def test_a_page_that_is_made_here_is_read() -> None:
+    """So that the refusals below are about what they say."""
+    _, (part,) = row_groups([entry("a")])
+    assert parse_row(paged(part, "video_id", PRESENT + TEXT), "shard")["video_id"] == "abc"
+    times = (6).to_bytes(4, "little") + bytes(6) + (6).to_bytes(4, "little") + bytes(6) + np.float32([1, 2]).tobytes()
+    assert parse_row(paged(part, "timestamps_s", times, values=2), "shard")["timestamps_s"] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("column", "page", "values", "said"),
+    [
+        ("video_id", ABSENT[:5] + b"\x07" + TEXT, 1, "video_id is not one value"),
+        ("video_id", PRESENT + TEXT + b"d", 1, "video_id is not one value"),
+        ("video_id", PRESENT + TEXT[:-1], 1, "video_id is not one value"),
+        ("video_id", PRESENT + TEXT, 2, "video_id is not one value"),
+        ("features", PRESENT + TEXT + b"d", 1, "features is not one value"),
+        ("video_id", PRESENT + (1).to_bytes(4, "little") + b"\xff", 1, "utf-8"),
+        ("timestamps_s", bytes(8) + bytes(12), 2, "a list that is not of 2 numbers"),
+        ("timestamps_s", bytes(8) + bytes(12), 4, "a list that is not of 4 numbers"),
+        ("shape", b"", 1, "a list that is not of 1 numbers"),
+    ],
+)
+def test_a_page_that_is_whole_and_says_something_else_is_refused(column: str, page: bytes, values: int, said: str) -> None:
+    """Its CRC is right: levels, lengths and counts are looked at all the same."""
+    _, (part,) = row_groups([entry("a")])
+    with pytest.raises(StoreError, match=f"the entry is damaged: .*{said}"):
+        parse_row(paged(part, column, page, values=values), "shard")
+
+
+@pytest.mark.parametrize(("unpacked", "packed"), [(4, -1), (-4, 0), (4, 1000)])
+def test_a_page_of_no_possible_size_is_refused(unpacked: int, packed: int) -> None:
+    """Before anything goes back in the bytes, or is unpacked."""
+    with pytest.raises(StoreError, match="a page that does not end"):
+        parse_row(header_of(unpacked, packed, 0, 1) + b"rest", "shard")
+
+
+def test_what_does_not_unpack_is_damaged() -> None:
+    """Another packing, and another size than the header says."""
+    _, (part,) = row_groups([entry("a")])
+    right = paged(part, "video_id", PRESENT + TEXT)
+    wrong = paged(part, "video_id", PRESENT + TEXT, unpacked=5)
+    for content in (wrong, right.replace(ZSTD.compress(PRESENT + TEXT, asbytes=True), PRESENT + TEXT)):
+        with pytest.raises(StoreError, match="the entry is damaged"):
+            parse_row(content, "shard")
+
+
+def test_an_entry_may_take_sixteen_times_its_size_and_something_over() -> None:
+    """Ids and times of a clip without tokens pack well; a page for the machine's memory does not pass."""
+    assert (most_unpacked(0), most_unpacked(1000)) == (65536, 65536 + 16_000)

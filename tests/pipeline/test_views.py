@@ -78,6 +78,44 @@ def test_a_run_that_saw_nothing_new_commits_no_view(place: Place) -> None:
     assert now(place) == before
 
 
+def test_the_same_videos_under_other_settings_are_another_view(place: Place) -> None:
+    """Their captions are in the files, not those that stood there."""
+    commit(place, asked("a"))
+    run(place, "a", seen=now(place))
+    before = now(place)
+    other = AnswerStore(place[0], "1" * 64, place[1])
+    rows = [{**row, "prediction": "said anew", "status": "ok"} for row in asked("a").to_pylist()]
+    other.commit(pa.Table.from_pylist(rows, schema=ANSWERS))
+    view = View(asked=asked("a"), answers="1" * 64, replaces=before)
+    rows = Views(*place).publish(view, {"a": "p-a"}, complete=True).to_pylist()
+    assert [row["caption"] for row in rows] == ["said anew"]
+    assert not now(place) & before
+
+
+def test_one_of_two_views_that_stand_side_by_side_does_not_speak_for_both(place: Place) -> None:
+    """A run that has seen both and says what one of them says replaces them all the same."""
+    commit(place, asked("a", "b"))
+    for name in "ab":
+        run(place, name, seen=frozenset())
+    assert written(place) == ["a", "b"]
+    assert run(place, "a", seen=now(place)) == ["a"]
+    assert len(now(place)) == 1
+
+
+def test_a_replaced_view_that_was_left_lying_is_no_reason_for_another(tmp_path: Path) -> None:
+    """A run was killed before it removed it: the next one that says the same commits nothing and tidies up."""
+    place: Place = (str(tmp_path), {})
+    commit(place, asked("a", "b"))
+    run(place, "a", seen=now(place))
+    (left,) = (tmp_path / "views").iterdir()
+    content = left.read_bytes()
+    run(place, "b", seen=now(place))
+    (current,) = now(place)
+    left.write_bytes(content)
+    assert run(place, "b", seen=now(place)) == ["b"]
+    assert now(place) == {current}
+
+
 class Interrupted(Views):
     """Another run comes in between, after this one has looked at the views and before it writes."""
 
@@ -103,6 +141,15 @@ def test_the_last_writer_has_seen_every_view(place: Place) -> None:
     assert views.other is None
     assert subtitles(place) == {"a", "b", "c"}
     assert sorted(set(written(place))) == ["a", "b", "c"]
+
+
+def test_a_run_whose_view_another_one_replaced_meanwhile_adds_nothing(place: Place) -> None:
+    """The other one began later, saw this view, and found a video gone: it stays gone."""
+    commit(place, asked("a", "b"))
+    views = Interrupted(*place)
+    views.other = lambda: run(place, "b", seen=now(place))
+    views.publish(View(asked=asked("a", "b"), answers=ANSWERED_BY), {}, complete=True)
+    assert written(place) == ["b"]
 
 
 def test_a_run_that_was_stopped_adds_and_takes_nothing_away(place: Place) -> None:

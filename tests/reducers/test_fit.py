@@ -153,6 +153,17 @@ def test_a_frame_that_nothing_attends_to_has_no_attention_and_is_no_error() -> N
     assert len(reduced.anchor) == 7
 
 
+def test_positions_are_frame_row_and_column_and_cls_rows_have_none() -> None:
+    """On a grid that is not square, over two clips; the anchor of a CLS row is -1 and its frame its own."""
+    reduced = Evs(EvsConfig(keep=23)).reduce(tokens(1, (3, 2), (3, 5)))
+    cls = reduced.kind == CLS
+    assert reduced.frame[cls].tolist() == [0, 1, 2, 0, 1]
+    assert reduced.anchor[cls].tolist() == [-1] * 5
+    assert reduced.position[cls].tolist() == [[-1.0] * 3] * 5
+    for frame, anchor, position in zip(reduced.frame[~cls], reduced.anchor[~cls], reduced.position[~cls], strict=True):
+        assert position.tolist() == [int(frame), int(anchor) % 15 // 5, int(anchor) % 5]
+
+
 def clip_of(seed: int, frames: int, patches: int = 9, width: int = 6) -> Clip:
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(frames, patches, width, generator=draw)

@@ -1,6 +1,6 @@
 """Second parts of a composition on places of any size, open, free or neither: against loops over the places of one row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from reducers.base import CONTEXTUAL, ENRICHED, KEPT
 from reducers.fit import ATTENTION
+from reducers.holitom import dense_merge
 from reducers.places import Places
+from reducers.prumerge import PruMergeConfig
 from reducers.spending import (
     SECOND,
     HiRedPartConfig,
@@ -18,6 +20,7 @@ from reducers.spending import (
     Read,
     VisionZipPartConfig,
     best,
+    dense,
     prumerge_plus,
     visionzip,
 )
@@ -117,6 +120,8 @@ def test_visionzip_spends_places_as_a_loop_does(config: VisionZipPartConfig, see
         assert {at: to for at, to in enumerate(spent.held[row].tolist()) if to >= 0} == expected.held
         for at, (value, kind) in expected.tokens.items():
             torch.testing.assert_close(spent.value[row, at], value, atol=1e-5, rtol=1e-5)
+            if torch.equal(value, places.x[row, at]):  # what is kept is not even rounded
+                assert torch.equal(spent.value[row, at], value)
             assert int(spent.kind[row, at]) == kind
 
 
@@ -153,3 +158,53 @@ def test_prumerge_plus_takes_half_by_attention_and_the_grid_over_open_places(hea
         assert spent.token[row].nonzero()[:, 0].tolist() == sorted(chosen)
         assert {int(spent.kind[row, at]) for at in chosen} <= {ENRICHED}
         assert {at: to for at, to in enumerate(spent.held[row].tolist()) if to >= 0} == {at: at for at in chosen}
+
+
+@pytest.mark.parametrize("second", ["prumerge", "prumerge+"])
+@given(seed=SEEDS)
+def test_closed_places_are_no_neighbours_of_prumerge(second: str, seed: int) -> None:
+    """Whatever they look like; what is not open weighs nothing."""
+    places, read = some_places(seed), some_read(seed)
+    other = replace(places, x=torch.where(places.open[..., None], places.x, 99.0))
+    one, two = (SECOND[second].spend(given, read, PruMergePartConfig()) for given in (places, other))
+    assert torch.equal(one.value[one.token], two.value[two.token])
+
+
+@pytest.mark.parametrize("neighbours", [1, 2, 4, 50])
+@given(seed=SEEDS)
+def test_density_is_that_of_the_open_places_alone(neighbours: int, seed: int) -> None:
+    """Closed places are no neighbours, join nobody and become nothing; two neighbours are the least, all there are the most."""
+    places = some_places(seed)
+    spent = dense(places, 0.6, neighbours)
+    for row in range(ROWS):
+        opened, budget = places.open[row].nonzero()[:, 0], int(places.budget[row])
+        near = torch.tensor([min(max(2, neighbours), len(opened))])
+        if budget == 0:
+            assert not spent.token[row].any()
+            assert spent.held[row].tolist() == [-1] * PATCHES
+            continue
+        alone = places.x[row, opened][None]
+        token, value, held = dense_merge(alone, torch.ones(1, len(opened), dtype=torch.bool), torch.tensor([budget]), near, 0.6)
+        assert torch.equal(spent.token[row].nonzero()[:, 0], opened[token[0]])
+        torch.testing.assert_close(spent.value[row, opened][token[0]], value[0, token[0]])
+        expected = torch.full((PATCHES,), -1)
+        expected[opened] = opened[held[0]]
+        assert torch.equal(spent.held[row], expected)
+        merged = places.size[row] > 1
+        assert spent.kind[row, opened[token[0]]].tolist() == torch.where(merged, CONTEXTUAL, KEPT)[opened[token[0]]].tolist()
+
+
+def test_parameters_of_prumerge_reach_what_is_read() -> None:
+    """By itself and as a second part the defaults are the same; `heads` is about the attention, keys are always whole."""
+    alone, part = PruMergeConfig(), PruMergePartConfig()
+    assert part.knn == alone.knn
+    assert {(need.kind, need.block, need.heads) for need in SECOND["prumerge"].needs(part)} == {
+        ("cls_attn", "next", "concat"),
+        ("keys", "next", "concat"),
+    }
+    for name in ("prumerge", "prumerge+"):
+        needs = SECOND[name].needs(PruMergePartConfig(heads="sum", score_block="selected"))
+        assert {(need.kind, need.block, need.heads) for need in needs} == {
+            ("cls_attn", "selected", "sum"),
+            ("keys", "selected", "concat"),
+        }
