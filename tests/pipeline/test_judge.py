@@ -1,6 +1,7 @@
 """The judge against a real HTTP server: what it asks, what it keeps and what it counts."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def test_each_case_is_asked_once_and_its_raw_reply_is_kept(server: JudgeServer, 
     assert (second.requests, second.reused) == (0, 3)
     assert second.replies == first.replies
     assert len(server.requests) == 3
+
+
+def test_a_run_says_what_it_knew_and_what_came_of_each_question(server: JudgeServer, tmp_path: Path) -> None:
+    """As it goes, for whoever watches."""
+    asked(server, (str(tmp_path), {}), CASES[:1])
+    server.faults["three"] = [does.body(b"filtered", 400)]
+    how, seen = config(server), Counter[str]()
+    judge([*CASES, CASES[0]], how, ReplyStore(str(tmp_path), how.spec()), said=seen.update)
+    assert seen == {"known": 1, "judged": 1, "without reply": 1}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +171,7 @@ def test_a_reply_that_was_changed_on_storage_is_not_believed(server: JudgeServer
         ("{'pred': 'yes', 'score': -1}", None),
         ("{'pred': 'yesterday', 'score': 1}", None),
         ("{'pred': 'yes or no', 'score': 1, 'pred': 'no'}", None),
+        ("{'pred': 'yes', 'score': 1, 'score': 5}", None),
         ("{'pred': 'yes'}", None),
         ("{'score': 3}", None),
         ("yes, 5", None),

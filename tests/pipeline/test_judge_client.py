@@ -70,7 +70,7 @@ def test_a_request_the_server_refuses_is_not_repeated(server: JudgeServer, tmp_p
     assert judged.replies.keys() == {CASES[0], CASES[2]}
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 302])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 301, 302, 303, 307, 308])
 def test_a_fault_of_every_request_stops_the_run(server: JudgeServer, tmp_path: Path, status: int) -> None:
     """It is the operator's to mend. A redirect is not followed: the key would go to another host."""
     server.always = does.body(b"no such model", status, Location="http://127.0.0.1:9/v1/chat/completions")

@@ -152,6 +152,17 @@ def test_a_run_whose_view_another_one_replaced_meanwhile_adds_nothing(place: Pla
     assert written(place) == ["b"]
 
 
+def test_subtitles_go_with_their_video_and_no_others(place: Place) -> None:
+    """A view that is replaced leaves nothing of the videos that nobody knows any more."""
+    parts = ["#t=0.000,4.000", "#t=4.000,8.000"]
+    names = {name: [name + part for part in parts] for name in "ab"}
+    commit(place, asked(*names["a"], *names["b"]))
+    run(place, *names["a"], *names["b"], seen=now(place))
+    assert subtitles(place) == {"a", "b"}
+    run(place, *names["b"], seen=now(place))
+    assert subtitles(place) == {"b"}
+
+
 def test_a_run_that_was_stopped_adds_and_takes_nothing_away(place: Place) -> None:
     """What it had no time for keeps the caption it had; what is new and has none yet is a row without one."""
     commit(place, asked("a", "b"))
