@@ -39,6 +39,7 @@ def test_a_fault_that_passes_costs_requests_and_nothing_else(server: JudgeServer
     assert server.asked == {"Yes": 1, "three": 3, "dog": 1}
     assert judged.requests == 5
     assert verdicts(judged)["three"] == Verdict(correct=False, score=1)
+    assert len(judged.replies[CASES[1]]["bodies"]) == (2 if fault == "no verdict" else 1)
 
 
 @pytest.mark.parametrize("fault", [does.hang, does.drip])
@@ -211,6 +212,24 @@ def test_an_error_that_repeats_the_key_is_shown_without_it(server: JudgeServer, 
         asked(server, (str(tmp_path), {}), key="secret-key-123")
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_named_and_what_the_server_says_of_it_is_not(server: JudgeServer, status: int) -> None:
+    """Servers repeat parts of a key."""
+    server.always = does.body(b"wrong key: secr****123", status)
+    with pytest.raises(ConfigError, match=f"answered HTTP {status}: check the API key$"):
+        Endpoint(config(server).endpoint).ask({"messages": messages(CASES[0])}, bool)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"), [(b"no\n such   model", "no such model"), (b"", "Not Found"), (b"x" * 999, "x" * 200)]
+)
+def test_what_a_server_says_is_one_short_line(server: JudgeServer, said: bytes, shown: str) -> None:
+    """Or the words of its status, where it says nothing."""
+    server.always = does.body(said, 404)
+    with pytest.raises(ConfigError, match=f"answered HTTP 404: {shown}$"):
+        Endpoint(config(server).endpoint).ask({"messages": messages(CASES[0])}, bool)
+
+
 @pytest.mark.parametrize(
     ("header", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None), (None, None)]
 )
@@ -242,5 +261,6 @@ def test_a_wrong_setting_of_the_endpoint_is_refused_without_repeating_secrets(wr
 
 def test_the_address_may_be_given_in_full() -> None:
     """Both the base and the route itself work."""
+    assert Endpoint(EndpointConfig(url="http://h/judges/a@b")).address == "http://h/judges/a@b/chat/completions"
     given = ["http://h/v1", "http://h/v1/", "http://h/v1/chat/completions"]
     assert {Endpoint(EndpointConfig(url=url)).address for url in given} == {"http://h/v1/chat/completions"}

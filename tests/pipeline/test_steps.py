@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pipeline.answer import AnswerConfig, load_engine
 from pipeline.engine import VideoQuestions
 from pipeline.errors import ConfigError
-from pipeline.steps import FixedShape, GrowingSteps, StaticSteps, steps_for
+from pipeline.steps import FixedShape, GrowingSteps, StaticSteps, _rounded, steps_for
 from tests.models import tiny_checkpoint
 from tests.pipeline.engines import RAGGED, engine, groups, memory_for, plainly, width_of
 
@@ -30,6 +30,22 @@ def test_static_steps_answer_as_one_full_generate_per_question(seed: int) -> Non
     videos = groups(RAGGED, width_of(asked), seed)
     assert asked.answer(videos) == plainly(asked, videos)
     assert asked.steps.held, "no fixed shape was used"
+
+
+@pytest.mark.parametrize(
+    ("batch", "shape"),
+    [
+        ((1, 1), (8, 64)),
+        ((8, 64), (8, 64)),
+        ((9, 65), (16, 128)),
+        ((64, 128), (64, 128)),
+        ((65, 129), (96, 192)),
+        ((97, 1000), (128, 1024)),
+    ],
+)
+def test_shapes_are_rounded_up_so_that_batches_share_them(batch: tuple[int, int], shape: tuple[int, int]) -> None:
+    """Few rows to the next eight, many to the next thirty-two, columns to the next sixty-four."""
+    assert _rounded(*batch) == shape
 
 
 @pytest.mark.parametrize("budget", [1, 150, 400, 100_000])

@@ -6,6 +6,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pytest
 
 from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore
 from pipeline.views import View, Views, heads
@@ -163,6 +164,53 @@ def test_subtitles_go_with_their_video_and_no_others(place: Place) -> None:
     assert subtitles(place) == {"b"}
 
 
+def test_subtitles_of_a_video_that_is_whole_now_are_removed_and_those_of_others_are_not(place: Place) -> None:
+    """Only what a view says was cut had subtitles of ours."""
+    parts = ["a#t=0.000,4.000", "a#t=4.000,8.000"]
+    commit(place, asked(*parts, "a", "b"))
+    run(place, *parts, "b", seen=now(place))
+    fs, root = fsspec.core.url_to_fs(place[0], **place[1])
+    fs.pipe_file(f"{root}/srt/b.srt", b"somebody else's")
+    assert subtitles(place) == {"a", "b"}
+    run(place, "a", seen=now(place))
+    assert subtitles(place) == {"b"}
+
+
+class Overtaken(Views):
+    """Another run comes in between, after this one has read what the views say."""
+
+    other: Any = None
+
+    def read(self) -> dict[str, View]:
+        found = super().read()
+        other, self.other = self.other, None
+        if other is not None:
+            other()
+        return found
+
+
+def test_a_view_that_comes_while_the_others_are_read_is_in_the_files(place: Place) -> None:
+    """Names are listed before views are read: what was not read was not listed either."""
+    commit(place, asked("a", "b"))
+    run(place, "a", seen=now(place))
+    views = Overtaken(*place)
+    before = now(place)
+    views.other = lambda: run(place, "b", seen=frozenset())
+    views.publish(View(asked=asked("a"), answers=ANSWERED_BY, replaces=before), {}, complete=False)
+    assert written(place) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", "abcdef")
+def test_of_two_views_the_one_with_more_captions_speaks_for_a_video(tmp_path: Path, name: str) -> None:
+    """Whatever their names are."""
+    place: Place = (str(tmp_path), {})
+    commit(place, asked(name))
+    for prompt in ("how", "what"):
+        run(place, name, seen=frozenset(), prompt=prompt)
+    assert written(place) == [name]
+    assert len(now(place)) == 2
+
+
 def test_a_run_that_was_stopped_adds_and_takes_nothing_away(place: Place) -> None:
     """What it had no time for keeps the caption it had; what is new and has none yet is a row without one."""
     commit(place, asked("a", "b"))
@@ -176,10 +224,11 @@ def test_a_run_that_was_stopped_adds_and_takes_nothing_away(place: Place) -> Non
     assert said == ["how a", "what b", "how c", None]
 
 
-def test_all_rows_of_a_video_come_from_one_view(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", "uvwxyz")
+def test_all_rows_of_a_video_come_from_one_view(tmp_path: Path, name: str) -> None:
     """Two runs that overlapped saw a video of two lengths: what the store holds now is taken, not a mixture."""
     place: Place = (str(tmp_path), {})
-    old, new = ["v#t=0.000,4.000", "v#t=4.000,9.000"], ["v#t=0.000,4.000", "v#t=4.000,8.000"]
+    old, new = [[f"{name}#t=0.000,4.000", f"{name}#t=4.000,{end}.000"] for end in (9, 8)]
     stale = asked(*old)
     stale = stale.set_column(
         stale.column_names.index("payload_sha256"), "payload_sha256", pa.array(["before", f"p-{old[1]}"], pa.string())

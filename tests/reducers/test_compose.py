@@ -9,16 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducers.base import ReducedTokens, ReducerError, ReducerSpecError, VisualTokens
+from reducers.base import KEPT, ReducedTokens, ReducerError, ReducerSpecError, VisualTokens
 from reducers.budgets import allocate
 from reducers.compose import Composed
 from reducers.evs import changed
-from reducers.fit import clips_of
+from reducers.fit import ATTENTION, clips_of
 from reducers.ranking import normalised
 from reducers.registry import parse
 from reducers.spending import SECOND, read_clip
 from reducers.stages import FIRST, novelty
-from tests.reducers.test_invariants import tokens
+from tests.reducers.test_invariants import clip, fields, tokens
 
 SEEDS = st.integers(0, 10_000)
 SECONDS = ("prumerge", "prumerge+", "visionzip", "hired")
@@ -236,6 +236,80 @@ def test_either_sign_joins_and_the_fingerprint_holds_both_parts(first: str, seco
     assert parse(f"{first}(keep=9)|{second}").fingerprint() != made.fingerprint()
 
 
+@pytest.mark.parametrize("spec", ["alloc|prumerge", "evs(keep=9)|visionzip", "static(tau=0.3)|hired", "tree|prumerge+"])
+def test_clips_of_a_batch_are_reduced_as_one_by_one(spec: str) -> None:
+    """Each by its own captures."""
+    batch, reducer = tokens(6, (3, 1, 4)), parse(spec)
+    together = reducer.reduce(batch)
+    for number in range(3):
+        for field, value in fields(reducer.reduce(clip(batch, number))).items():
+            assert torch.equal(value, fields(together, number)[field]), field
+
+
+@pytest.mark.parametrize("second", SECONDS)
+def test_a_budget_of_everything_leaves_every_patch_as_it_is(second: str) -> None:
+    """Nothing is merged into what is there already."""
+    batch = tokens(6, (3, 2))
+    whole = parse(f"alloc(keep=9999, keep_cls=false)|{second}").reduce(batch)
+    assert torch.equal(whole.features, batch.features.flatten(0, 1))
+    assert set(whole.kind.tolist()) == {KEPT}
+
+
+@pytest.mark.parametrize("block", ["dpc", "visionzip"])
+def test_tokens_that_are_not_fitted_are_sorted_all_the_same(block: str) -> None:
+    """By frame and patch, though the first part handed them over in groups."""
+    for seed in range(5):
+        reduced = parse(f"static(keep=30, keep_cls=false, exact=false, tau=0.9, block={block})|hired").reduce(moving(seed))
+        assert (reduced.anchor.diff() > 0).all()
+
+
+@pytest.mark.parametrize("second", SECONDS)
+@pytest.mark.parametrize("block", ["dpc", "visionzip"])
+def test_where_nothing_stands_still_static_leaves_everything_to_the_second_part(second: str, block: str) -> None:
+    """As even budgets for all frames do."""
+    batch = tokens(8, (4,))
+    one = parse(f"static(keep=30, keep_cls=false, tau=0.9999, block={block})|{second}").reduce(batch)
+    other = parse(f"alloc(uniform, keep=30, keep_cls=false)|{second}").reduce(batch)
+    for name, value in by_anchor(other).items():
+        torch.testing.assert_close(by_anchor(one)[name], value)
+
+
+def test_what_stands_still_is_merged_as_its_block_says() -> None:
+    """visionzip: of twelve tokens the ten best attended patches are as they were. dpc: others, where nobody joins."""
+    batch = tokens(2, (5,))
+    frozen = replace(
+        batch,
+        features=batch.features[:1].expand(5, -1, -1),
+        captures={need: value[:1].expand_as(value) for need, value in batch.captures.items()},
+    )
+    patches, best = frozen.features[0], frozen.capture(ATTENTION)[0].argsort(descending=True)[:10].sort().values
+    same = {}
+    for block in ("visionzip", "dpc"):
+        reduced = parse(f"static(keep=12, keep_cls=false, block={block})|hired").reduce(frozen)
+        same[block] = [at for at, value in zip(reduced.anchor.tolist(), reduced.features, strict=True)
+                       if torch.allclose(value, patches[at], atol=1e-5)]  # fmt: skip
+    assert same["visionzip"] == best.tolist() != same["dpc"]
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_a_tower_without_cls_rows_pays_for_none(first: str) -> None:
+    """All tokens are patches."""
+    reduced = parse(f"{first}(keep=40)|hired").reduce(replace(tokens(6, (5,)), cls=None))
+    assert len(reduced.features) == len(reduced.anchor[reduced.anchor >= 0]) == 40
+
+
+@pytest.mark.parametrize(("first", "second"), list(product(FIRST, SECOND)))
+def test_every_composition_reads_the_attention_that_first_parts_weigh(first: str, second: str) -> None:
+    """Also where the second part looks at another block."""
+    assert ATTENTION in parse(f"{first}|{second}").needs
+
+
+def test_five_tokens_of_visionzip_are_dominant_to_one_that_is_not() -> None:
+    """Unless told otherwise; said in the fingerprint."""
+    params = json.loads(parse("alloc|visionzip").fingerprint())["params"]["second"]["params"]
+    assert (params["dominant"], params["contextual"]) == (5, 1)
+
+
 def test_the_tower_is_asked_for_what_either_part_reads() -> None:
     """And a capture that it did not take is named."""
     kinds = {(need.kind, need.block, need.heads) for need in parse("static(block=visionzip)|prumerge").needs}
@@ -289,6 +363,8 @@ def test_the_tower_is_asked_for_what_either_part_reads() -> None:
         ("evs(keep=64)|visionzip(keep_cls=false)", "budget and CLS rows are said in its first part"),
         ("evs(keep=64)|visionzip(dominant=0, contextual=0)", "one of them above"),
         ("evs|visionzip(dominant=14, contextual=3)", "only a proportion"),
+        ("evs(keep=8)|visionzip(dominant=-1, contextual=7)", "of at least 0"),
+        ("evs(keep=8)|visionzip(dominant=7, contextual=-1)", "of at least 0"),
     ],
 )  # fmt: skip
 def test_a_composition_that_cannot_be_is_refused_in_one_line(spec: str, said: str) -> None:
