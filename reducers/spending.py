@@ -166,7 +166,7 @@ def _with_grid(places: Places, a_RN: Tensor) -> Tensor:
 
 def _enriched(places: Places, read: Read, a_RN: Tensor, token_RN: Tensor, config: PruMergePartConfig) -> Spent:
     k_RND = normalised(read.rows(places, _prumerge_capture(config, "keys")))
-    chosen_RK = ranked(token_RN.int())[:, : max(1, int(places.budget.max()))]
+    chosen_RK = ranked(token_RN.int())[:, : int(places.budget.max())]
     kept_RK = torch.arange(chosen_RK.shape[1], device=a_RN.device) < places.budget[:, None]
     weight_RKN = neighbour_weights(k_RND, a_RN * places.size, places.open, chosen_RK, kept_RK, config.alone())
     index_RKD = chosen_RK[..., None].expand(-1, -1, places.x.shape[-1])

@@ -125,6 +125,24 @@ def test_shapes_that_do_not_fit_together_are_given_back() -> None:
         assert sum(held) <= 700 or len(held) == 1
 
 
+def test_the_smallest_shape_that_fits_is_used_and_the_one_used_least_lately_goes() -> None:
+    """Two are held, the smaller one is used again: it stays when a third one needs the room of the other, to the position."""
+    asked = static(max_batch_tokens=8 * 64 + 8 * 192)
+    for tokens in (5, 100, 5):
+        asked.answer(groups([(tokens, ["what is it"])], width_of(asked)))
+    assert [(shape.rows, shape.columns) for shape in asked.steps.held] == [(8, 128), (8, 64)]
+    asked.answer(groups([(150, ["what is it"])], width_of(asked)))
+    assert [(shape.rows, shape.columns) for shape in asked.steps.held] == [(8, 64), (8, 192)]
+
+
+def test_a_shape_has_room_for_the_whole_answer() -> None:
+    """Also where the prompt ends just before columns are rounded up."""
+    asked = static()
+    for tokens in range(10, 74, 6):
+        videos = groups([(tokens, ["what is it"])], width_of(asked))
+        assert asked.answer(videos) == plainly(asked, videos)
+
+
 def test_a_batch_far_smaller_than_a_shape_gets_one_of_its_own() -> None:
     """Half of the work at most is padding."""
     asked = static()
@@ -192,12 +210,13 @@ def test_the_cpu_grows_by_itself_and_does_what_it_is_told() -> None:
     assert on_gpu.only_if_faster
 
 
-def test_recording_that_does_not_pay_is_left_out_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gain", [0.9, 1.0])
+def test_recording_that_does_not_pay_is_left_out_for_good(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
     """`auto` goes on with growing shapes, and asks once for each shape; `static` records what it is told to."""
     asked, tries = static(), []
     videos: list[VideoQuestions] = groups(RAGGED, width_of(asked))
     monkeypatch.setattr(StaticSteps, "_records", lambda *_: True)
-    monkeypatch.setattr(FixedShape, "record", lambda shape: tries.append(shape) or 0.9)
+    monkeypatch.setattr(FixedShape, "record", lambda shape: tries.append(shape) or gain)
     asked.steps.only_if_faster = True
     assert asked.answer(videos) == asked.answer(videos) == plainly(asked, videos)
     assert len(tries) == len(asked.steps.slow) > 0

@@ -103,6 +103,14 @@ def test_one_of_two_views_that_stand_side_by_side_does_not_speak_for_both(place:
     assert len(now(place)) == 1
 
 
+def test_a_late_run_that_says_what_a_replaced_view_said_counts_all_the_same(place: Place) -> None:
+    """It began before anything was known: its view is its own, not the one that was replaced."""
+    commit(place, asked("a", "b"))
+    run(place, "a", seen=frozenset())
+    run(place, "b", seen=now(place))
+    assert run(place, "a", seen=frozenset()) == ["a", "b"]
+
+
 def test_a_replaced_view_that_was_left_lying_is_no_reason_for_another(tmp_path: Path) -> None:
     """A run was killed before it removed it: the next one that says the same commits nothing and tidies up."""
     place: Place = (str(tmp_path), {})

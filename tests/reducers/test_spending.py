@@ -160,6 +160,15 @@ def test_prumerge_plus_takes_half_by_attention_and_the_grid_over_open_places(hea
         assert {at: to for at, to in enumerate(spent.held[row].tolist()) if to >= 0} == {at: at for at in chosen}
 
 
+@pytest.mark.parametrize("second", SECOND)
+def test_rows_without_a_budget_get_no_token(second: str) -> None:
+    """Also where no row of a clip has one."""
+    places, read = replace(some_places(1), budget=torch.zeros(ROWS, dtype=torch.int64)), some_read(1)
+    spent = SECOND[second].spend(places, read, SECOND[second].config())
+    assert not spent.token.any()
+    assert (spent.held == -1).all()
+
+
 @pytest.mark.parametrize("second", ["prumerge", "prumerge+"])
 @given(seed=SEEDS)
 def test_closed_places_are_no_neighbours_of_prumerge(second: str, seed: int) -> None:
