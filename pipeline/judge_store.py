@@ -92,7 +92,7 @@ def case_of(reply: Mapping[str, Any]) -> Case:
 def _by_case(files: Mapping[str, bytes]) -> dict[Case, Reply]:
     """Return the replies; where two runs asked the same at once, always the same one of both."""
     found: dict[Case, Reply] = {}
-    for path, content in sorted(files.items()):
+    for path, content in files.items():
         name, digest = path.rsplit("/", 1)[-1].removesuffix(".jsonl"), hashlib.sha256(content).hexdigest()
         if name != digest:
             raise StoreError(f"{path}: the content has SHA-256 {digest}; the replies were changed after they were stored")

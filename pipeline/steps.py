@@ -193,9 +193,6 @@ class FixedShape:
         device = like.layers[0].keys.device
         self.rows, self.columns, self.forward = rows, columns, forward
         self.room = [room_for(layer, rows, columns) for layer in like.layers]
-        for keys, values in self.room:  # a masked column still is multiplied by zero: it must be a number
-            keys.zero_()
-            values.zero_()
         self.at = torch.zeros(1, dtype=torch.long, device=device)
         self.ids_B1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position_B1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -217,7 +214,7 @@ class FixedShape:
         """Take a batch in, read its suffixes and return the ids (B,) that follow. Rows beyond B go along and say nothing."""
         self.filled, columns = len(rows.owner), rows.columns
         mine = [(keys[: self.filled], values[: self.filled]) for keys, values in self.room]
-        for keys, values in mine:
+        for keys, values in mine:  # a masked column still is multiplied by zero: it must be a number
             keys[:, :, columns:] = 0
             values[:, :, columns:] = 0
         next_B = forward(rows.ids, rows.mask, rows.position, _reading(rows, mine))

@@ -2,14 +2,18 @@
 
 import json
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.judge import SYSTEM, TASK, JudgeConfig, Verdict, judge, messages, verdict
+from pipeline.judge import SYSTEM, TASK, JudgeConfig, Judged, Verdict, judge, messages, verdict
 from pipeline.judge_client import EndpointConfig
+from pipeline.judge_scores import judged_rows, summary
 from pipeline.judge_store import Case, ReplyStore
 from tests import judge_server as does
 from tests.judge_server import JudgeServer
@@ -139,6 +143,79 @@ def test_a_file_that_keeps_vanishing_is_not_waited_for_without_end(tmp_path: Pat
     (Path(store.folder) / f"{'0' * 64}.jsonl").symlink_to(tmp_path / "nowhere")
     with pytest.raises(StoreError, match="keep vanishing"):
         store.read()
+
+
+class Overtaken(LocalFileSystem):
+    """Another run folds the files just after they were listed."""
+
+    cachable = False
+    other: ReplyStore | None = None
+
+    def find(self, path: str, **how: Any) -> Any:
+        found = super().find(path, **how)
+        other, self.other = self.other, None
+        if other is not None:
+            other.fold()
+        return found
+
+
+def test_files_that_another_run_folds_meanwhile_are_found_where_they_are_now(tmp_path: Path) -> None:
+    """They are listed again."""
+    store = ReplyStore(str(tmp_path), {"kind": "judge"})
+    for case in CASES:
+        store.add(reply_of(case))
+    store.fs = Overtaken()
+    store.fs.other = ReplyStore(str(tmp_path), {"kind": "judge"})
+    assert store.read().keys() == set(CASES)
+    assert len(list(Path(store.folder).iterdir())) == 1
+
+
+def test_what_cannot_be_read_at_all_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It did not vanish."""
+    monkeypatch.setattr("pipeline.patience.FIRST_WAIT_S", 0.01)
+    store = ReplyStore(str(tmp_path), {"kind": "judge"})
+    store.add(reply_of(CASES[0]))
+    around = Path(store.folder) / f"{'0' * 64}.jsonl"
+    around.symlink_to(around)
+    with pytest.raises(StoreError, match="Too many levels of symbolic links"):
+        store.read()
+
+
+def test_replies_are_folded_into_the_same_file_whenever_they_came(tmp_path: Path) -> None:
+    """All at once, or one after the other; nothing is no file."""
+    names = set()
+    for at, order in enumerate(permutations(CASES)):
+        store = ReplyStore(str(tmp_path / str(at)), {"kind": "judge"})
+        assert store.fold() == {}
+        assert not Path(store.folder).exists()
+        for case in order:
+            store.add(reply_of(case))
+            if at % 2:
+                store.fold()
+        store.fold()
+        names |= {path.name for path in Path(store.folder).iterdir()}
+    assert len(names) == 1
+
+
+def test_the_last_body_of_a_reply_counts() -> None:
+    """In its verdict, its words and the name of its model."""
+    bodies = [does.completion(text).decode() for text in ("hm", '{"pred": "no", "score": 2}')]
+    replies = {CASES[0]: {**reply_of(CASES[0]), "bodies": bodies}}
+    table = pa.table({"question": ["is it red?"], "answer": ["yes"], "type": [None]})
+    (row,) = judged_rows(table, ["Yes"], Judged(replies=replies, failed={}, reused=1))
+    assert (row["status"], row["correct"], row["score"], row["reply"]) == ("ok", False, 2, '{"pred": "no", "score": 2}')
+
+
+def test_questions_without_a_type_are_in_no_score_by_type() -> None:
+    """Some data sets have types for a part of their questions."""
+    rows = [
+        {"question_id": str(at), "video_id": "v", "type": kind, "status": "ok", "correct": True, "score": 5, "model": "m"}
+        for at, kind in enumerate(["color", None, "color"])
+    ]
+    found = summary(rows, 1)
+    assert list(found["per_type"]) == ["color"]
+    assert found["per_type"]["color"]["accuracy"]["asked"] == 2
+    assert found["accuracy"]["asked"] == 3
 
 
 def test_a_file_that_another_run_removed_is_removed(tmp_path: Path) -> None:

@@ -135,6 +135,15 @@ def test_the_smallest_shape_that_fits_is_used_and_the_one_used_least_lately_goes
     assert [(shape.rows, shape.columns) for shape in asked.steps.held] == [(8, 64), (8, 192)]
 
 
+def test_more_rows_than_a_shape_has_get_another() -> None:
+    """Though their columns would fit."""
+    asked = static()
+    for questions in (1, 9):
+        videos = groups([(5, ["what is it"] * questions)], width_of(asked))
+        assert asked.answer(videos) == plainly(asked, videos)
+    assert [(shape.rows, shape.columns) for shape in asked.steps.held] == [(8, 64), (16, 64)]
+
+
 def test_a_shape_has_room_for_the_whole_answer() -> None:
     """Also where the prompt ends just before columns are rounded up."""
     asked = static()
@@ -221,6 +230,9 @@ def test_recording_that_does_not_pay_is_left_out_for_good(monkeypatch: pytest.Mo
     assert asked.answer(videos) == asked.answer(videos) == plainly(asked, videos)
     assert len(tries) == len(asked.steps.slow) > 0
     assert not asked.steps.held
+    told = static()
+    assert told.answer(videos) == plainly(told, videos)
+    assert told.steps.held
 
 
 def test_a_model_that_cannot_be_recorded_is_said_so_or_run_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +256,25 @@ def test_a_model_that_cannot_be_recorded_is_said_so_or_run_as_it_is(monkeypatch:
     longer = groups([(150, ["what is it"])], width_of(asked))
     assert asked.answer(longer) == plainly(asked, longer)
     assert len(tries) == 1, "another shape of the same model was tried in vain"
+    assert not asked.steps.held
+
+
+def test_memory_that_runs_out_while_recording_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch is halved, as anywhere else, and that shape is not tried again."""
+    asked, tries = static(), []
+    videos = groups(RAGGED, width_of(asked))
+
+    def bursts_once(shape: FixedShape) -> float:
+        tries.append((shape.rows, shape.columns))
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 2.0
+
+    monkeypatch.setattr(StaticSteps, "_records", lambda *_: True)
+    monkeypatch.setattr(FixedShape, "record", bursts_once)
+    assert asked.answer(videos) == asked.answer(videos) == plainly(asked, videos)
+    assert tries.count(tries[0]) == 1
+    assert len(tries) > 1
 
 
 def test_unknown_steps_are_refused_before_anything_is_loaded() -> None:

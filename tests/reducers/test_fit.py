@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reducers.base import CLS, ENRICHED, KEPT, BudgetError, Reducer, ReducerError, VisualTokens
+from reducers.base import CLS, CONTEXTUAL, ENRICHED, KEPT, BudgetError, Reducer, ReducerError, VisualTokens
 from reducers.dycoke import DyCoke, DyCokeConfig
 from reducers.evs import Evs, EvsConfig
 from reducers.fastvid import FastVid, FastVidConfig
@@ -221,6 +221,15 @@ def test_too_many_tokens_are_folded_as_a_loop_folds_them(seed: int, budget: int)
     fitted, expected = fit_budget(found, clip, budget), folded_by_hand(clip, found, budget)
     assert fitted.anchor.tolist() == list(expected)
     torch.testing.assert_close(fitted.features, torch.stack(list(expected.values())), atol=1e-5, rtol=1e-4)
+
+
+def test_a_kept_patch_that_takes_another_in_is_enriched_and_what_was_merged_stays_what_it_was() -> None:
+    """Tokens that take nothing in keep their kind."""
+    clip = clip_of(1, 1)
+    plain = kept(clip, torch.arange(9))
+    assert sorted(fit_budget(plain, clip, 8).kind.tolist()) == [KEPT] * 7 + [ENRICHED]
+    merged = replace(plain, kind=torch.full((9,), CONTEXTUAL, dtype=torch.uint8))
+    assert set(fit_budget(merged, clip, 4).kind.tolist()) == {CONTEXTUAL}
 
 
 def test_too_few_tokens_are_joined_by_the_best_attended_that_are_absent() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reducers.base import CONTEXTUAL, ENRICHED, KEPT
+from reducers.base import CONTEXTUAL, ENRICHED, KEPT, Capture
 from reducers.fit import ATTENTION
 from reducers.holitom import dense_merge
 from reducers.places import Places
@@ -80,7 +80,8 @@ def zipped_by_hand(places: Places, read: Read, config: VisionZipPartConfig, row:
     size, x, budget = places.size[row].tolist(), places.x[row], int(places.budget[row])
     opened = [at for at in range(PATCHES) if places.open[row, at]]
     targets = int(budget * config.contextual / (config.dominant + config.contextual))
-    kept = best_of(mean_over(read.captures[config.attention], places, row), opened)[: budget - targets]
+    score = Capture(kind={"cls": "cls_attn", "received": "received"}[config.score], block="selected", heads="sum")
+    kept = best_of(mean_over(read.captures[score], places, row), opened)[: budget - targets]
     rest = [at for at in opened if at not in kept]
     spread = rest[:: max(1, len(rest) // max(1, targets))][:targets]
     keys = mean_over(read.captures[VisionZip.keys], places, row)
