@@ -1,8 +1,10 @@
 """Requests of the judge to a real HTTP server: what they survive, how long they wait, and when they end."""
 
 import math
+import socket
 import threading
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.judge import JudgeConfig, Judged, Verdict, judge, messages
-from pipeline.judge_client import LONGEST_BODY_BYTES, Endpoint, EndpointConfig, retry_after_s
+from pipeline.judge_client import LONGEST_BODY_BYTES, Endpoint, EndpointConfig, reply_model, retry_after_s
 from pipeline.judge_store import ReplyStore
 from tests import judge_server as does
 from tests.judge_server import Fault, JudgeServer
@@ -248,6 +250,8 @@ def test_a_server_may_say_how_long_to_wait(header: str | None, seconds: float | 
         ({"url": "http://h/v1", "key": "two words"}, "without blanks"),
         ({"url": "http://h/v1", "timeout_s": 0}, "must be positive"),
         ({"url": "http://h/v1", "pause_s": -1}, "not negative"),
+        ({"url": "http://h/v1", "timeout_s": float("inf")}, "must be positive"),
+        ({"url": "http://h/v1", "pause_s": float("nan")}, "not negative"),
         ({"url": "http://h/v1", "tries": 0}, "must be positive"),
     ],
 )
@@ -257,6 +261,26 @@ def test_a_wrong_setting_of_the_endpoint_is_refused_without_repeating_secrets(wr
         EndpointConfig(**wrong)
     assert "pw" not in str(caught.value)
     assert "a\nb" not in str(caught.value)
+
+
+def test_an_endpoint_that_takes_no_connection_is_a_timeout() -> None:
+    """Its queue is full: nothing is refused and nothing is heard."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        endpoint = EndpointConfig(url=f"http://127.0.0.1:{full.getsockname()[1]}/v1", tries=1, timeout_s=0.3)
+        found = Endpoint(endpoint).ask({"messages": messages(CASES[0])}, bool)
+    assert (found.reason, found.requests) == ("timeout", 1)
+
+
+def test_a_model_without_a_name_is_none() -> None:
+    """Some servers put something else there, or nothing."""
+    assert [reply_model(body) for body in ('{"model": "m-1"}', '{"model": 7}', "{}")] == ["m-1", None, None]
 
 
 def test_the_address_may_be_given_in_full() -> None:
