@@ -146,10 +146,13 @@ def test_more_rows_than_a_shape_has_get_another() -> None:
 
 def test_a_shape_has_room_for_the_whole_answer() -> None:
     """Also where the prompt ends just before columns are rounded up."""
-    asked = static()
-    for tokens in range(10, 74, 6):
+    asked, growing = static(), engine(steps="eager")
+    asked.eos = growing.eos = [-1]
+    for tokens in range(10, 74, 4):
         videos = groups([(tokens, ["what is it"])], width_of(asked))
-        assert asked.answer(videos) == plainly(asked, videos)
+        replies = asked.answer(videos)
+        assert replies == growing.answer(videos)
+        assert replies[0][0].tokens == asked.max_new_tokens
 
 
 def test_a_batch_far_smaller_than_a_shape_gets_one_of_its_own() -> None:
