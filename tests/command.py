@@ -1,9 +1,11 @@
 """The command line as a user runs it: a process of its own, and the report on the last line of what it says."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,17 @@ def environment(**more: str) -> dict[str, str]:
 def framefold(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "jobs.cli", *args]
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, check=False)
+
+
+@contextlib.contextmanager
+def running(*args: str, cwd: Path = ROOT, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """The same while it runs; killed at the end of the block, if it has not ended before."""
+    command, pipes = [sys.executable, "-m", "jobs.cli", *args], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=cwd, env=environment(**env), text=True, **pipes) as job:
+        try:
+            yield job
+        finally:
+            job.kill()
 
 
 def report(ran: subprocess.CompletedProcess[str]) -> dict[str, Any]:

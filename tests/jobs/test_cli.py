@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 
 from jobs.cli import COMMANDS
 from pipeline.store import TokenStore
-from tests.command import ROOT, environment, framefold, report
+from tests.command import ROOT, framefold, report, running
+from tests.gate import gate
 from tests.models import tiny_checkpoint
 from tests.tables import SPEC
 
@@ -161,27 +161,30 @@ def test_store_commands_tell_what_is_there(model: str, tmp_path: Path) -> None:
 
 
 def test_a_terminated_run_says_so_and_the_next_one_completes_it(model: str, tmp_path: Path) -> None:
-    """SIGTERM: what is encoded is committed, exit 3; run again: the rest, nothing twice."""
+    """SIGTERM: what is encoded is committed, exit 3; run again: the rest, nothing twice. Most videos come after the signal."""
     clips = tmp_path / "clips"
     clips.mkdir()
     for number in range(40):
         (clips / f"v{number:02}.mp4").write_bytes((VIDEOS / "testsrc2.mp4").read_bytes())
     store = str(tmp_path / "store")
-    args = ["encode", str(clips), "--store", store, "--model", model, "--runner", "local", "--reducer", "spatial(k=4)"]
-    args += ["--videos-per-unit", "4", "--batch-clips", "2"]
-    command = [sys.executable, "-m", "jobs.cli", *args]
-    job = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
-    index = tmp_path / "store" / "index"
-    deadline = time.monotonic() + 120
-    while not list(index.rglob("*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.02)  # until the first unit is committed
-    job.terminate()
-    out, _ = job.communicate(timeout=120)
-    told = json.loads(out.splitlines()[-1])
-    assert job.returncode == told["exit_code"] == 3
-    assert 0 < told["committed"] < 40
-    assert told["left"] == 40 - told["committed"]
-    rest = report(framefold(*args))
+    with gate(clips) as videos:
+        args = ["encode", videos.manifest(tmp_path / "m.jsonl"), "--store", store, "--model", model, "--runner", "local"]
+        args += ["--reducer", "spatial(k=4)", "--videos-per-unit", "4", "--batch-clips", "2"]
+        videos.let(16)
+        with running(*args, cwd=tmp_path) as job:
+            while not list((tmp_path / "store" / "index").rglob("*.parquet")):  # until the first unit is committed
+                assert job.poll() is None
+                time.sleep(0.02)
+            job.terminate()
+            assert job.stderr is not None
+            assert any("SIGTERM" in line for line in job.stderr)  # it has taken notice
+            videos.let()
+            out, _ = job.communicate()
+        told = json.loads(out.splitlines()[-1])
+        assert job.returncode == told["exit_code"] == 3
+        assert 0 < told["committed"] < 40
+        assert told["left"] == 40 - told["committed"]
+        rest = report(framefold(*args))
     assert (rest["committed"], rest["left"], rest["exit_code"]) == (40, 0, 0)
     assert rest["this_run"]["committed"] == told["left"]
 
