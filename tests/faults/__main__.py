@@ -11,7 +11,8 @@ from tests import s3
 from tests.faults import faults, storage
 from tests.faults.faults import Outcome
 from tests.faults.nodes import Nodes
-from tests.faults.runs import Place, free_port, place
+from tests.faults.runs import Place, place
+from tests.ports import free_ports
 
 SHARE = 0.05
 COLUMNS = (
@@ -92,7 +93,7 @@ def _ray(_: Path) -> Iterator[Fault]:
 
 
 def _shared(_: Path) -> Iterator[Fault]:
-    with place() as where, _small(where, free_port()) as nodes:
+    with place() as where, _small(where, *free_ports(1)) as nodes:
         yield lambda folder: storage.little_memory(folder, videos=200, nodes=nodes, where=where)
         yield lambda folder: faults.submitted_twice(folder, videos=40, nodes=nodes)
 

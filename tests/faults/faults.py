@@ -14,6 +14,7 @@ from tests.faults.clips import make_clips
 from tests.faults.killing import COMMITTER, DECODE_CHILD, DECODER, ENCODER, Killer, end_all, kill, processes
 from tests.faults.nodes import Nodes
 from tests.faults.runs import Ended, Job, Place, again, ended, fragments, place, wait_until
+from tests.gate import gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,13 @@ def decode_children(folder: Path, *, videos: int, kills: int, seed: int = 0) -> 
 
 
 def drivers(folder: Path, *, videos: int, kills: int, seed: int = 0, runner: str = "local") -> Outcome:
-    """kill -9 of the driver alone, at a random moment after a unit of its own is committed."""
+    """kill -9 of the driver alone, at a random moment after a unit of its own is committed. The rest comes in later runs."""
     clips, random = make_clips(folder / "clips", videos), Random(seed)
-    job = Job(corpus=str(clips.folder), store=str(folder / "store"), runner=runner, unit=2)
     runs, orphans, struck = [], 0, 0
-    with place() as where:
-        for _ in range(kills):
+    with place() as where, gate(clips.folder) as corpus:
+        job = Job(corpus=corpus.manifest(folder / "m.jsonl"), store=str(folder / "store"), runner=runner, unit=2)
+        for number in range(kills):
+            corpus.let(videos * (number + 1) // (kills + 1))
             run, before = where.start(job), fragments(job.store)
             wait_until(lambda before=before: fragments(job.store) > before, run)
             time.sleep(random.uniform(0, 0.2))
@@ -64,18 +66,20 @@ def drivers(folder: Path, *, videos: int, kills: int, seed: int = 0, runner: str
             runs.append(ended(run))
             orphans += where.idle()
             end_all(where.mark)
+        corpus.let()
         runs.append(where.run(job) if runner == "ray" else again(job))
     found = check(job.store, clips)
     return Outcome(fault=f"kill -9 driver ({runner})", harm=struck, kills=struck, runs=runs, found=found, orphans=orphans)
 
 
 def terminated(folder: Path, *, videos: int, times: int = 1) -> Outcome:
-    """SIGTERM to the whole process group, as service managers and Ctrl-C send it."""
+    """SIGTERM to the whole process group, as service managers and Ctrl-C send it. The last videos come after it."""
     clips = make_clips(folder / "clips", videos)
-    job = Job(corpus=str(clips.folder), store=str(folder / "store"), unit=2)
     runs, struck = [], 0
-    with place() as where:
-        for _ in range(times):
+    with place() as where, gate(clips.folder) as corpus:
+        job = Job(corpus=corpus.manifest(folder / "m.jsonl"), store=str(folder / "store"), unit=2)
+        for number in range(times):
+            corpus.let(videos * (2 * number + 1) // (2 * times))
             run, before = where.start(job), fragments(job.store)
             wait_until(lambda before=before: fragments(job.store) > before, run)
             children = processes(where.mark, DECODE_CHILD)
@@ -85,9 +89,10 @@ def terminated(folder: Path, *, videos: int, times: int = 1) -> Outcome:
             os.killpg(run.pid, signal.SIGTERM)
             for pid in children:
                 kill(pid, signal.SIGCONT)
+            corpus.let()
             runs.append(ended(run))
             struck += runs[-1].code == 3 and "SIGTERM" in runs[-1].said
-    runs.append(again(job))
+        runs.append(again(job))
     return Outcome(fault="SIGTERM", harm=struck, runs=runs, found=check(job.store, clips))
 
 

@@ -8,7 +8,7 @@ from pipeline.store import TokenStore
 from tests.faults import faults
 from tests.tables import SPEC, corpus, encoded, failed
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_killed_decoding_processes_cost_no_video_and_do_not_end_the_run(tmp_path: Path) -> None:

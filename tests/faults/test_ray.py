@@ -9,7 +9,7 @@ from tests.faults import faults
 from tests.faults.nodes import Nodes
 from tests.faults.runs import Place, place
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

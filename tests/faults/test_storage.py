@@ -13,7 +13,7 @@ from tests.faults import storage
 from tests.faults.proxy import FaultProxy
 
 MIXED = {"slow_down": 0.05, "reset": 0.05, "truncate": 0.05, "lost_answer": 0.05, "stall": 0.02}
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.mark.s3

@@ -15,7 +15,22 @@ from jobs.cluster import JOBS, ClusterConfig, blocks, cluster, share, source, th
 CONFIG = ClusterConfig(address="this one")
 """Not looked at, for Ray runs already; but no private cluster."""
 POOLS = 2
-WAIT_S = 240.0
+WAIT_S = 900.0
+A_WHILE_S = 5.0
+"""In which a job that does not wait its turn would go on."""
+
+
+class Heard(logging.Handler):
+    """Knows when a job has said that it waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look at a line."""
+        if "waiting for one of them" in record.getMessage():
+            self.waits.set()
 
 
 class Stay:
@@ -44,7 +59,8 @@ def job(folder: str, name: str, told: dict[str, tuple[bool, int]]) -> None:
 
 def main(folder: str) -> None:
     """Start all jobs but one of those that may run, then that one, when the others hold their CPUs; then one too many."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    heard = Heard()
+    logging.basicConfig(level=logging.INFO, handlers=[logging.StreamHandler(sys.stderr), heard])
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
     told: dict[str, tuple[bool, int]] = {}
     threads = [threading.Thread(target=job, args=(folder, f"job{at}", told), daemon=True) for at in range(JOBS + 1)]
@@ -55,7 +71,8 @@ def main(folder: str) -> None:
     threads[JOBS - 1].start()
     up = complete(folder, JOBS, end)
     threads[JOBS].start()
-    threads[JOBS].join(5)
+    heard.waits.wait(max(0.0, end - time.monotonic()))
+    threads[JOBS].join(A_WHILE_S)
     late = present(folder) - up
     (Path(folder) / "go").touch()
     for thread in threads:

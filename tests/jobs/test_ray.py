@@ -1,13 +1,15 @@
 """The jobs on a real Ray: submitted to a head, killed in the middle, run twice at once; videos on disk and on S3."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ from jobs.cluster import JOBS
 from pipeline.filesystem import open_root
 from pipeline.store import TokenStore
 from pipeline.verify import verify
+from tests.gate import gate
 from tests.jobs.crowd import POOLS
 from tests.models import tiny_checkpoint
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 VIDEOS = ROOT / "tests" / "videos"
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+Start = Callable[..., subprocess.Popen[str]]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +37,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def ray_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+def ray_folder() -> Iterator[str]:
     """A short path: Ray's sockets live below it, and their names are limited to 107 bytes."""
     folder = Path("/tmp") / f"ff{os.getpid()}"
     folder.mkdir(exist_ok=True)
-    return str(folder)
+    yield str(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def environment(ray_folder: str) -> dict[str, str]:
@@ -45,23 +51,39 @@ def environment(ray_folder: str) -> dict[str, str]:
     return {**found, "PYTHONPATH": paths, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
 
 
-def start(ray_folder: str, *args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *args],
-        cwd=ROOT,
-        env=environment(ray_folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def start(ray_folder: str) -> Iterator[Start]:
+    """Starts jobs in process groups of their own; what is left of a group is killed after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*args: str) -> subprocess.Popen[str]:
+        command, pipes = [sys.executable, "-m", "jobs.cli", *args], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        job = subprocess.Popen(command, cwd=ROOT, env=environment(ray_folder), text=True, start_new_session=True, **pipes)
+        started.append(job)
+        return job
+
+    yield start
+    for job in started:
+        end_group(job)
+
+
+def end_group(leader: subprocess.Popen[Any]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.communicate()
 
 
 def finished(job: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = job.communicate(timeout=300)
+    out, err = job.communicate()
     assert out, err
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
+
+
+def wait_for_a_unit(store: Path, job: subprocess.Popen[str]) -> None:
+    while not list(store.rglob("index/*/*.parquet")):
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.05)
 
 
 def clips(folder: Path, count: int) -> Path:
@@ -72,7 +94,7 @@ def clips(folder: Path, count: int) -> Path:
 
 
 def test_bad_and_good_videos_on_s3_go_through_ray_to_a_store_on_s3(
-    bucket: tuple[str, dict[str, Any]], model: str, ray_folder: str
+    bucket: tuple[str, dict[str, Any]], model: str, start: Start
 ) -> None:
     """Bytes come and go through fsspec; answers land on S3 as well; the second run encodes nothing."""
     url, options = bucket
@@ -83,14 +105,14 @@ def test_bad_and_good_videos_on_s3_go_through_ray_to_a_store_on_s3(
     fs.pipe(f"{url}/q.jsonl", b'{"video_id": "unordered", "question": "what is it"}\n{"video_id": "x", "question": "who"}\n')
     shared = ["--store", f"{url}/store", "--model", model, "--storage-options", json.dumps(options)]
     encode = ["encode", f"{url}/videos", *shared, "--reducer", "spatial(k=4)", "--max-failed", "1", "--videos-per-unit", "2"]
-    told = finished(start(ray_folder, *encode))
+    told = finished(start(*encode))
     assert (told["exit_code"], told["committed"], told["left"]) == (0, 3, 0)
     assert told["failed_by_class"] == {"FORBIDDEN_PROTOCOL": 1}
     assert verify(*open_root(f"{url}/store", options)).as_dict()["ok"]
-    told = finished(start(ray_folder, "answer", f"{url}/q.jsonl", *shared, "--out", f"{url}/out"))
+    told = finished(start("answer", f"{url}/q.jsonl", *shared, "--out", f"{url}/out"))
     assert told["statuses"] == {"missing_video": 1, "ok": 1}
     assert len(fs.cat_file(f"{url}/out/answers.jsonl").splitlines()) == 2
-    assert finished(start(ray_folder, *encode))["this_run"].keys() == {"seconds"}
+    assert finished(start(*encode))["this_run"].keys() == {"seconds"}
 
 
 def test_a_private_ray_needs_no_home_folder(model: str, ray_folder: str, tmp_path: Path) -> None:
@@ -105,48 +127,53 @@ def test_a_private_ray_needs_no_home_folder(model: str, ray_folder: str, tmp_pat
     assert TokenStore.open(str(tmp_path / "store")).ids() == ["unordered"]
 
 
-def test_a_driver_killed_in_the_middle_loses_nothing_and_doubles_nothing(tmp_path: Path, model: str, ray_folder: str) -> None:
+def test_a_driver_killed_in_the_middle_loses_nothing_and_doubles_nothing(tmp_path: Path, model: str, start: Start) -> None:
     """kill -9 of the driver and all its workers after the first commit; the same command again completes the store."""
-    folder, store = clips(tmp_path / "clips", 24), tmp_path / "store"
-    args = ["encode", str(folder), "--store", str(store), "--model", model, "--reducer", "spatial(k=4)"]
-    args += ["--videos-per-unit", "2", "--batch-clips", "1"]
-    job = start(ray_folder, *args)
-    deadline = time.monotonic() + 200
-    while not list(store.rglob("index/*/*.parquet")) and job.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)  # until the first unit is committed
-    os.killpg(job.pid, signal.SIGKILL)
-    job.communicate()
-    killed = TokenStore.open(str(store))
-    assert 0 < len(killed.ids()) < 24
-    assert not verify(*open_root(str(store))).problems
-    told = finished(start(ray_folder, *args))
+    store = tmp_path / "store"
+    with gate(clips(tmp_path / "clips", 24)) as videos:
+        args = ["encode", videos.manifest(tmp_path / "m.jsonl"), "--store", str(store), "--model", model]
+        args += ["--reducer", "spatial(k=4)", "--videos-per-unit", "2", "--batch-clips", "1"]
+        videos.let(12)
+        job = start(*args)
+        wait_for_a_unit(store, job)
+        os.killpg(job.pid, signal.SIGKILL)
+        job.communicate()
+        killed = TokenStore.open(str(store))
+        assert 0 < len(killed.ids()) <= 12
+        assert not verify(*open_root(str(store))).problems
+        videos.let()
+        told = finished(start(*args))
     assert (told["committed"], told["left"], told["exit_code"]) == (24, 0, 0)
     assert 0 < told["this_run"]["committed"] <= 24 - len(killed.ids())
     report = verify(*open_root(str(store)))
     assert (report.problems, report.entries) == ([], 24)
 
 
-def test_a_terminated_driver_says_so_and_leaves_the_rest_to_the_next_run(tmp_path: Path, model: str, ray_folder: str) -> None:
+def test_a_terminated_driver_says_so_and_leaves_the_rest_to_the_next_run(tmp_path: Path, model: str, start: Start) -> None:
     """SIGTERM while Ray runs: whole units, exit 3 and a report, though Ray would have the process end at once."""
-    folder, store = clips(tmp_path / "clips", 30), tmp_path / "store"
-    args = ["encode", str(folder), "--store", str(store), "--model", model, "--reducer", "spatial(k=4)"]
-    job = start(ray_folder, *args, "--videos-per-unit", "2", "--batch-clips", "1")
-    deadline = time.monotonic() + 200
-    while not list(store.rglob("index/*/*.parquet")) and job.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)  # until the first unit is committed
-    job.terminate()
-    told = finished(job)
+    store = tmp_path / "store"
+    with gate(clips(tmp_path / "clips", 30)) as videos:
+        args = ["encode", videos.manifest(tmp_path / "m.jsonl"), "--store", str(store), "--model", model]
+        args += ["--reducer", "spatial(k=4)", "--videos-per-unit", "2", "--batch-clips", "1"]
+        videos.let(8)
+        job = start(*args)
+        wait_for_a_unit(store, job)
+        job.terminate()
+        assert job.stderr is not None
+        assert any("SIGTERM" in line for line in job.stderr)  # it has taken notice
+        videos.let(12)  # for a unit to finish, of which it hears if it heard of all before the signal
+        told = finished(job)
     assert job.returncode == told["exit_code"] == 3
-    assert 0 < told["committed"] < 30
+    assert 0 < told["committed"] <= 12
     assert told["left"] == 30 - told["committed"]
     assert not verify(*open_root(str(store))).problems
 
 
-def test_two_runs_of_the_same_job_at_once_commit_each_video_once(tmp_path: Path, model: str, ray_folder: str) -> None:
+def test_two_runs_of_the_same_job_at_once_commit_each_video_once(tmp_path: Path, model: str, start: Start) -> None:
     """A double submit costs time, never an entry."""
     folder, store = clips(tmp_path / "clips", 8), str(tmp_path / "store")
     args = ["encode", str(folder), "--store", store, "--model", model, "--reducer", "spatial(k=4)", "--videos-per-unit", "2"]
-    told = [finished(job) for job in [start(ray_folder, *args), start(ray_folder, *args)]]
+    told = [finished(job) for job in [start(*args), start(*args)]]
     assert [one["committed"] for one in told] == [8, 8]
     assert TokenStore.open(store).ids() == [f"v{number:02}" for number in range(8)]
     report = verify(*open_root(store))
@@ -159,6 +186,7 @@ def test_as_many_jobs_as_may_run_fit_on_two_cpus_and_one_more_waits_its_turn(tmp
     """All pools of all of them are up at the same time, so none waits for what another keeps; then the last one runs too."""
     command = [sys.executable, "-m", "tests.jobs.crowd", str(tmp_path)]
     ran = subprocess.run(command, cwd=ROOT, env=environment(ray_folder), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
     told = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
     assert (told["up"], told["late"]) == (JOBS * POOLS, []), ran.stderr
     assert told["told"] == {**{f"job{at}": [False, 4] for at in range(JOBS)}, f"job{JOBS}": [True, 4]}
@@ -168,7 +196,7 @@ def test_as_many_jobs_as_may_run_fit_on_two_cpus_and_one_more_waits_its_turn(tmp
 @pytest.fixture(scope="module")
 def head(ray_folder: str) -> Iterator[str]:
     """A Ray head with its job server on private ports; yields the address for `ray job submit`."""
-    ports = [free_port() for _ in range(3)]
+    ports = free_ports(3)
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
     command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
     command += ["--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={ray_folder}/head"]
@@ -176,30 +204,22 @@ def head(ray_folder: str) -> Iterator[str]:
     with (Path(ray_folder) / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment(ray_folder), stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(ports[1])
+        wait_for(ports[1], process, Path(log.name))
         yield f"http://127.0.0.1:{ports[1]}"
     finally:
         process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(120)
+        end_group(process)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    while True:
+        assert process.poll() is None, log.read_text()
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.2)
-    raise TimeoutError(f"nothing listens on port {port}")
 
 
 def test_a_submitted_job_encodes_and_a_second_submit_is_refused(head: str, tmp_path: Path, model: str, ray_folder: str) -> None:
@@ -224,4 +244,4 @@ def test_a_submitted_job_encodes_and_a_second_submit_is_refused(head: str, tmp_p
 def submit(head: str, ray_folder: str, name: str, *args: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", head, "--submission-id", name]
     command += ["--working-dir", str(ROOT), "--", sys.executable, "-m", *args]
-    return subprocess.run(command, env=environment(ray_folder), capture_output=True, text=True, check=False, timeout=400)
+    return subprocess.run(command, env=environment(ray_folder), capture_output=True, text=True, check=False)
