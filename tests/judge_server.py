@@ -43,7 +43,7 @@ def cut(handler: "Handler") -> None:
     handler.close_connection = True
 
 
-PATIENT_S = 20.0
+PATIENT_S = 60.0
 """A client that waits so long for one reply does get it: then a test without a timeout fails and does not hang."""
 
 
@@ -91,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.reply(200, completion(json.dumps({"pred": "yes" if same else "no", "score": 5 if same else 1})))
         except OSError:
             self.close_connection = True
+        finally:
+            self.judge.leave()
 
     def reply(self, status: int, content: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -119,12 +121,13 @@ class JudgeServer:
         """Requests that the client no longer waited for, of those that hung."""
         self.answered: float = math.inf
         """How many requests are answered; see `let`."""
-        self._now = 0
+        self._now = self._running = 0
         self._lock = threading.Condition()
 
     def enter(self, path: str, headers: dict[str, str], request: dict[str, Any], case: dict[str, str]) -> Fault | None:
         with self._lock:
             self._now += 1
+            self._running += 1
             self.most_at_once = max(self.most_at_once, self._now)
             self.requests.append({"path": path, **request})
             self.headers.append(headers)
@@ -137,6 +140,11 @@ class JudgeServer:
             self._now -= 1  # before the reply: a client may be back before this thread is
         return fault
 
+    def leave(self) -> None:
+        with self._lock:
+            self._running -= 1
+            self._lock.notify_all()
+
     def let(self, answered: float = math.inf) -> None:
         """Answer so many requests in all and hold the others back."""
         with self._lock:
@@ -146,7 +154,12 @@ class JudgeServer:
     def wait_for(self, requests: int) -> None:
         """Return once so many requests have come in."""
         with self._lock:
-            assert self._lock.wait_for(lambda: len(self.requests) >= requests, timeout=60)
+            self._lock.wait_for(lambda: len(self.requests) >= requests)
+
+    def wait_for_the_end(self) -> None:
+        """Return once nothing more is done about any request."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._running)
 
 
 class _Server(ThreadingHTTPServer):

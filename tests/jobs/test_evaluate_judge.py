@@ -198,7 +198,7 @@ def test_a_judging_run_that_is_terminated_says_so_and_keeps_what_came(server: Ju
     while "SIGTERM" not in process.stderr.readline():  # it has taken notice
         assert process.poll() is None
     server.let()
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate()
     report = json.loads(out.splitlines()[-1])
     assert process.returncode == 3
     assert (report["judge"]["judged"], report["judge"]["faults"]) == (15, {"not asked": 15})

@@ -340,19 +340,23 @@ def test_an_entry_of_another_video_is_neither_served_nor_verified_as_its_own(tmp
 
 WRITER = """
 import sys
+from pathlib import Path
 from pipeline.store import TokenStore
 from tests.tables import SPEC, encoded, row
 store = TokenStore.create({url!r}, SPEC)
 for unit in range(40):
+    Path({beat!r}).touch()
     store.commit(encoded([row(f"w{{unit:03}}-{{i}}", tokens=16, width=64) for i in range(3)]))
 print(120)
 """
 READER = """
 import sys
+from pathlib import Path
 from pipeline.store import TokenStore
 from tests.tables import row
 store, seen = TokenStore.open({url!r}), 0
 while True:
+    Path({beat!r}).touch()
     store.refresh()
     ids = store.ids()
     for name in ids:
@@ -367,22 +371,28 @@ print(seen)
 
 
 def test_compaction_and_gc_beside_a_writer_and_a_reader(tmp_path: Path) -> None:
-    """Three real processes: every entry is read right all the time, none is lost, and the store ends small and whole."""
-    filled((str(tmp_path), {}))
+    """Three real processes: every entry is read right all the time, none is lost, and the store ends small and whole.
+
+    What was written before both others began what they are at is old: no pause of theirs, however long, outlasts the grace.
+    """
+    url, beats = str(tmp_path / "store"), [tmp_path / "writer", tmp_path / "reader"]
+    filled((url, {}))
+    for beat in beats:
+        beat.touch()
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    codes = [code.format(url=url, beat=str(beat)) for code, beat in zip((WRITER, READER), beats, strict=True)]
     writer, reader = (
-        subprocess.Popen([sys.executable, "-c", code.format(url=str(tmp_path))], env=env, stdout=subprocess.PIPE, text=True)
-        for code in (WRITER, READER)
+        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for code in codes
     )
     rounds = 0
     while writer.poll() is None:
-        compact(TokenStore.open(str(tmp_path)), entries_per_shard=32)
-        gc(*open_root(str(tmp_path)), grace_s=2.0)
+        compact(TokenStore.open(url), entries_per_shard=32)
+        gc(*open_root(url), grace_s=0, now=min(beat.stat().st_mtime for beat in beats))
         rounds += 1
     assert (writer.communicate()[0].strip(), reader.communicate()[0].strip()) == ("120", "132")
     assert rounds > 1
-    compact(TokenStore.open(str(tmp_path)), entries_per_shard=32)
-    fs, root = open_root(str(tmp_path))
+    compact(TokenStore.open(url), entries_per_shard=32)
+    fs, root = open_root(url)
     gc(fs, root, now=time.time() + 1e6)
     report = verify(fs, root)
     assert (report.problems, report.entries, report.fragments, report.orphans) == ([], 132, 1, 0)

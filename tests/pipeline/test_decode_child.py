@@ -48,7 +48,7 @@ def test_the_child_ends_when_its_parent_is_gone() -> None:
         assert process is not None
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(timeout=20) == 0
+        assert process.wait() == 0
 
 
 def test_children_are_replaced_after_some_videos() -> None:

@@ -48,9 +48,10 @@ def test_a_fault_that_passes_costs_requests_and_nothing_else(server: JudgeServer
 def test_a_server_that_never_ends_its_reply_is_a_timeout(server: JudgeServer, tmp_path: Path, fault: Fault) -> None:
     """Whether it sends nothing or a byte now and then, the wait for one request is bounded."""
     server.faults["three"] = [fault]
-    judged = asked(server, (str(tmp_path), {}), timeout_s=0.5)
+    judged = asked(server, (str(tmp_path), {}), timeout_s=5.0)
     assert judged.failed == {}
     assert server.asked["three"] == 2
+    server.wait_for_the_end()
     assert server.abandoned == (fault is does.hang)
 
 

@@ -1,5 +1,6 @@
 """Folders for videos at work: private while their owner lives, removed once it is gone."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ import pyarrow as pa
 from pipeline.decode import Decode, DecodeConfig
 from pipeline.schema import CORPUS
 rows = [{"video_id": "v", "uri": sys.argv[1], "source_hint": "{}"}]
-with Decode(DecodeConfig(), side_px=32) as stage:
+with Decode(DecodeConfig(deadline_s=3600), side_px=32) as stage:
     stage(pa.Table.from_pylist(rows, schema=CORPUS))
 """
 
@@ -36,32 +38,38 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def decoding(video: Path, disk: Path) -> subprocess.Popen[bytes]:
-    """Start a process that decodes a video for long; returns once it has fetched it."""
+@contextlib.contextmanager
+def decoding(video: Path, disk: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that decodes a video for long; yields once it has fetched it. Its group ends with the block."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(disk), "OMP_NUM_THREADS": "1"}
     before = set(disk.glob("*/video"))
-    process = subprocess.Popen([sys.executable, "-c", DECODES, str(video)], env=environment)
-    while not set(disk.glob("*/video")) - before and process.poll() is None:
-        time.sleep(0.02)
-    assert process.poll() is None
-    return process
+    process = subprocess.Popen([sys.executable, "-c", DECODES, str(video)], env=environment, start_new_session=True)
+    try:
+        while not set(disk.glob("*/video")) - before:
+            assert process.poll() is None
+            time.sleep(0.02)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the child of a killed stage decodes on to its deadline
+        process.wait()
 
 
 def test_what_a_killed_stage_leaves_is_removed_when_the_next_one_starts(disk: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of a video; the folder of a stage that still decodes is let be, and goes with its own end."""
     bomb = craft.slow(tmp_path / "slow.webm")
-    killed = decoding(bomb, disk)
-    (left,) = disk.iterdir()
-    living = decoding(bomb, disk)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert left.is_dir()
-    with Decode(DecodeConfig(), side_px=32):
-        (kept,) = disk.iterdir()
-    assert kept != left
-    assert (kept / "video").is_file()
-    living.kill()
-    living.wait()
+    with decoding(bomb, disk) as killed:
+        (left,) = disk.iterdir()
+        with decoding(bomb, disk) as living:
+            killed.send_signal(signal.SIGKILL)
+            assert killed.wait() == -signal.SIGKILL
+            assert left.is_dir()
+            with Decode(DecodeConfig(), side_px=32):
+                (kept,) = disk.iterdir()
+            assert kept != left
+            assert (kept / "video").is_file()
+            living.kill()
+            living.wait()
     with Decode(DecodeConfig(), side_px=32):
         assert list(disk.iterdir()) == []
 

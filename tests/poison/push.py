@@ -12,14 +12,15 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.decode import Decode
+from pipeline.decode_child import START_S
 from pipeline.errors import VIDEO_CODES
 from pipeline.schema import CORPUS, DECODED
 from tests.poison.mutate import VIDEOS, Mutant
 
 NEIGHBOUR = VIDEOS / "unordered.mov"
 """A good video, decoded again and again among the bad ones."""
-SLACK_S = 15.0
-"""What a killed child costs beside its deadline: ending it, and starting another on a busy machine."""
+SLACK_S = START_S
+"""What a killed child may cost beside its deadline: starting another on a busy machine takes most of it."""
 
 
 @dataclass(kw_only=True)

@@ -94,9 +94,12 @@ def test_archives_of_zeros_stay_packed(stage: Decode, tmp_path: Path) -> None:
 
 
 def test_a_file_that_keeps_its_decoder_busy_is_killed_and_slows_nobody(tmp_path: Path) -> None:
-    """100,000 frames of 2048 x 2048 px in 8 MB: while one child decodes it until it is killed, another serves good videos."""
+    """100,000 frames of 2048 x 2048 px in 8 MB: while one child decodes it, another serves good videos; its deadline ends it.
+
+    The deadline is out of the way while they are served: how long that takes is up to the machine.
+    """
     bomb = craft.slow(tmp_path / "slow.webm")
-    with Decode(DecodeConfig(deadline_s=12), side_px=32) as busy, Decode(DecodeConfig(), side_px=32) as other:
+    with Decode(DecodeConfig(deadline_s=3600), side_px=32) as busy, Decode(DecodeConfig(), side_px=32) as other:
         for stage in (busy, other):
             assert one(stage, NEIGHBOUR)[0]["error_class"] is None
         killed: list[dict[str, object]] = []
@@ -106,12 +109,16 @@ def test_a_file_that_keeps_its_decoder_busy_is_killed_and_slows_nobody(tmp_path:
             thread.join(0.01)  # until the bomb is with the child
         served = [one(other, NEIGHBOUR)[0]["error_class"] for _ in range(30)]
         before_its_end = not killed
+        assert busy.child.process is not None
+        busy.child.config = DecodeConfig(deadline_s=2)
+        busy.child.process.terminate()  # from outside, so it is tried again
         thread.join()
         assert served == [None] * 30
         assert before_its_end
         assert killed[0]["error_class"] == "TIMEOUT"
-        assert busy.child.ended == {"TIMEOUT": 1}
+        assert busy.child.ended == {"KILLED": 1, "TIMEOUT": 1}
         assert other.child.ended == {}
+        busy.child.config = DecodeConfig()
         assert one(busy, NEIGHBOUR)[0]["error_class"] is None
 
 

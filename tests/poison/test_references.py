@@ -63,9 +63,8 @@ class Trap:
         self.writer = threading.Thread(target=lambda: os.close(os.open(path, os.O_WRONLY)))
         self.writer.start()
 
-    @property
-    def was_read(self) -> bool:
-        self.writer.join(0.05)
+    def was_read(self, within_s: float = 0.05) -> bool:
+        self.writer.join(within_s)
         return not self.writer.is_alive()
 
     def close(self) -> None:
@@ -113,7 +112,7 @@ def test_a_playlist_called_mp4_reads_nothing(
             with pytest.raises(VideoError):
                 read_clip(path, demuxer, DecodeConfig())
     assert asked == []
-    assert not trap.was_read
+    assert not trap.was_read()
     assert stage.child.ended == {}
 
 
@@ -131,7 +130,7 @@ def test_the_server_and_the_pipe_would_have_told(name: str, trap: Trap, server: 
     opened(write(tmp_path / "http.m3u8", name, f"{url}/target.ts"), loose)  # FFmpeg 8 wants this suffix for HLS
     assert {path for _, path in asked} == {"/target.ts"}
     opened(write(tmp_path / "file.m3u8", name, str(trap.path)), loose)
-    assert trap.was_read
+    assert trap.was_read(within_s=60)
 
 
 def test_a_data_reference_to_another_file_is_not_followed(stage: Decode, trap: Trap, tmp_path: Path) -> None:
@@ -141,9 +140,9 @@ def test_a_data_reference_to_another_file_is_not_followed(stage: Decode, trap: T
     assert one(stage, path)[0]["error_class"] == "CORRUPT"
     with pytest.raises(VideoError):
         read_clip(path, "mov", DecodeConfig())  # beside what it names; the stage's own copy stands alone in a folder
-    assert not trap.was_read
+    assert not trap.was_read()
     opened(path, {"enable_drefs": "1"})
-    assert trap.was_read
+    assert trap.was_read(within_s=60)
 
 
 def test_frames_of_a_file_that_is_only_named_never_come_out(stage: Decode, tmp_path: Path) -> None:
