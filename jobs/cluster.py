@@ -7,7 +7,6 @@ make that impossible: at most `JOBS` jobs have a turn on a cluster at a time, an
 import logging
 import os
 import secrets
-import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,18 +81,32 @@ def cluster(config: ClusterConfig) -> Iterator[list[float]]:
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     if address == "local" and not AUTH & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray 2.60 would make one and keep it in the home folder
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        with _our_handlers():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except ConnectionError as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
-    for number, handler in handlers.items():  # Ray 2.60 puts its own in place, which exit at once
-        signal.signal(number, handler)
     try:
         _quiet()
         yield _cpus()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _our_handlers() -> Iterator[None]:
+    """Keep Ray 2.60 from putting a handler of its own in the place of ours.
+
+    It raises SystemExit wherever `ray.init` happens to be: at best the process ends with 15 and no word, at worst a hook of
+    `fork` swallows it, with the lock of `logging` taken: the job goes on, and every other thread that logs waits for ever.
+    """
+    from ray._private import utils
+
+    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
 
 
 def _check_reachable(address: str) -> None:

@@ -169,6 +169,28 @@ def test_a_terminated_driver_says_so_and_leaves_the_rest_to_the_next_run(tmp_pat
     assert not verify(*open_root(str(store))).problems
 
 
+def test_a_driver_terminated_while_ray_starts_says_so(tmp_path: Path, model: str, start: Start, ray_folder: str) -> None:
+    """SIGTERM within `ray.init`, which would have the process end at once, or forget the signal and hang: exit 3, a report."""
+    before = sessions(ray_folder)
+    with gate(clips(tmp_path / "clips", 2)) as videos:
+        args = ["encode", videos.manifest(tmp_path / "m.jsonl"), "--store", str(tmp_path / "store"), "--model", model]
+        job = start(*args, "--reducer", "spatial(k=4)", "--videos-per-unit", "1")
+        while not sessions(ray_folder) - before:
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.01)
+        job.terminate()
+        assert job.stderr is not None
+        assert any("SIGTERM" in line for line in job.stderr)
+        videos.let(1)  # should the signal have come late, the driver waits for a unit
+        told = finished(job)
+    assert job.returncode == told["exit_code"] == 3
+    assert told["left"] >= 1
+
+
+def sessions(ray_folder: str) -> set[Path]:
+    return set(Path(ray_folder).glob("ray/session_2*"))
+
+
 def test_two_runs_of_the_same_job_at_once_commit_each_video_once(tmp_path: Path, model: str, start: Start) -> None:
     """A double submit costs time, never an entry."""
     folder, store = clips(tmp_path / "clips", 8), str(tmp_path / "store")
