@@ -85,10 +85,8 @@ def test_a_run_killed_in_the_middle_is_finished_by_the_next_and_another_engine_a
         [sys.executable, "-m", "jobs.cli", *args, "--engine", "vllm"], cwd=ROOT, env=environment(**UNBOUND, **cache),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    end = time.monotonic() + 300
     while not (kept := committed(tmp_path / "out")):
         assert running.poll() is None
-        assert time.monotonic() < end
         time.sleep(0.005)
     running.send_signal(signal.SIGKILL)
     running.wait()
