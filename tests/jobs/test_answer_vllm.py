@@ -54,7 +54,7 @@ def test_without_vllm_the_command_says_what_to_install_and_writes_nothing(tmp_pa
 
 
 @needs_vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_both_engines_write_the_same_answers_under_their_own_fingerprints(tmp_path: Path) -> None:
     """The bundled model on generated clips, in this process and as a Ray actor."""
     args, found, prints = encoded(tmp_path), {}, set()
@@ -76,7 +76,7 @@ def test_both_engines_write_the_same_answers_under_their_own_fingerprints(tmp_pa
 
 
 @needs_vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_run_killed_in_the_middle_is_finished_by_the_next_and_another_engine_answers_anew(tmp_path: Path) -> None:
     """kill -9 once an answer is committed: the next run answers the rest, a third nothing, another engine or setting all."""
     args = [*encoded(tmp_path, videos=12), "--out", str(tmp_path / "out"), "--runner", "local", "--videos-per-unit", "1"]
@@ -117,7 +117,7 @@ def answers(out: Path) -> list[tuple[str, str, int]]:
 
 
 @needs_vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("runner", "flags", "said"),
     [

@@ -179,7 +179,7 @@ def test_ids_that_no_answer_may_hold_never_win_where_all_others_are_unlikely(sta
 
 
 @needs_vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_two_processes_share_the_weights_and_give_the_same_answers(start: Any, tmp_path: Path) -> None:
     """Tensor parallelism, on a CPU."""
     path = lively_checkpoint(tmp_path / "model", 0, hidden_size=64, num_attention_heads=2, num_key_value_heads=2)

@@ -46,7 +46,7 @@ def test_where_memory_ran_out_once_the_halves_are_answered(start: Any, tmp_path:
 
 
 @needs_vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_one_question_that_never_fits_is_out_of_memory_and_all_others_are_answered(start: Any, tmp_path: Path) -> None:
     """Memory runs out wherever more than 200 positions are read at once, in every engine that is started."""
     path = lively_checkpoint(tmp_path / "model", 0)

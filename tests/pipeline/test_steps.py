@@ -199,7 +199,6 @@ def test_in_bfloat16_the_logits_of_static_steps_stay_within_the_stated_tolerance
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.timeout(540)
 def test_compiled_steps_answer_as_one_full_generate_per_question() -> None:
     """The step goes through torch.compile as a whole, one program for each fixed shape."""
     torch._dynamo.reset()
