@@ -70,7 +70,10 @@ def start(ray_folder: str) -> Iterator[Start]:
 def end_group(leader: subprocess.Popen[Any]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader.pid, signal.SIGKILL)
-    leader.communicate()
+    leader.wait()
+    for pipe in (leader.stdout, leader.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def finished(job: subprocess.Popen[str]) -> dict[str, Any]:
@@ -215,21 +218,32 @@ def test_as_many_jobs_as_may_run_fit_on_two_cpus_and_one_more_waits_its_turn(tmp
     assert f"{JOBS} jobs run on this cluster already" in ran.stderr
 
 
+HEAD = """
+import sys
+import ray
+told = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1]), "_temp_dir": sys.argv[2]}
+ray.init("local", num_cpus=2, _node_ip_address="127.0.0.1", **told)
+sys.stdin.read()
+"""
+"""A head as `ray start` has it, but for the server of `ray://`, which no job here needs: it gives up on a node that takes 30 s
+to start, and `ray start --block` ends with it."""
+
+
 @pytest.fixture(scope="module")
 def head(ray_folder: str) -> Iterator[str]:
-    """A Ray head with its job server on private ports; yields the address for `ray job submit`."""
-    ports = free_ports(3)
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
-    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
-    command += ["--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={ray_folder}/head"]
-    command += ["--disable-usage-stats"]
+    """A Ray head with its job server on a private port; yields the address for `ray job submit`."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-c", HEAD, str(port), f"{ray_folder}/head"]
+    patient = {**environment(ray_folder), "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600", "RAY_USAGE_STATS_ENABLED": "0"}
     with (Path(ray_folder) / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment(ray_folder), stdout=log, stderr=log, start_new_session=True)
+        told = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "start_new_session": True}
+        process = subprocess.Popen(command, cwd=ROOT, env=patient, **told)
     try:
-        wait_for(ports[1], process, Path(log.name))
-        yield f"http://127.0.0.1:{ports[1]}"
+        wait_for(port, process, Path(log.name))
+        yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
+        assert process.stdin is not None
+        process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(120)
         end_group(process)
