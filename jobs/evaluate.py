@@ -26,7 +26,7 @@ from pipeline.judge import JudgeConfig, judge
 from pipeline.judge_client import EndpointConfig
 from pipeline.judge_scores import judged_rows, summary
 from pipeline.judge_store import ReplyStore
-from pipeline.records import Record, optional_text, read_records
+from pipeline.records import Record, optional_text, read_records, required_texts
 
 logger = logging.getLogger(__name__)
 
@@ -214,10 +214,8 @@ def read_predictions(path: str, duplicates: str = "error", storage_options: Mapp
     key, column = _first(records, ID_COLUMNS, path), _first(records, TEXT_COLUMNS, path)
     texts: dict[str, str | None] = {}
     repeated = 0
-    for record in records:
-        question_id, text = optional_text(record.get(key)), _prediction(record, column)
-        if question_id is None:
-            raise ConfigError(f"{path}: a row has no {key}: {str(record)[:120]}")
+    for record, question_id in zip(records, required_texts(records, key, path, blank=False), strict=True):
+        text = _prediction(record, column)
         if question_id in texts:
             repeated += 1
             if texts[question_id] != text and duplicates == "error":

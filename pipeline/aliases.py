@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.records import SUFFIXES, content_of, read_records, required_text
+from pipeline.records import SUFFIXES, content_of, read_records, required_texts, text_of
 
 
 def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -25,8 +25,8 @@ def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) ->
 
 def _alias_lines(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     try:
-        text = content_of(path, storage_options).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        text = text_of(content_of(path, storage_options))
+    except ValueError as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if not lines or not all(len(line) == 2 for line in lines):
@@ -38,4 +38,5 @@ def _alias_rows(path: str, storage_options: Mapping[str, Any] | None) -> list[tu
     records = read_records(path, storage_options)
     if not {"name", "video_id"} <= records[0].keys():
         raise ConfigError(f"{path}: expected columns name and video_id, got {sorted(map(str, records[0]))}")
-    return [(required_text(record, "name", path), required_text(record, "video_id", path)) for record in records]
+    columns = [required_texts(records, column, path, blank=False) for column in ("name", "video_id")]
+    return list(zip(*columns, strict=True))

@@ -160,9 +160,9 @@ def _manifest(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict
     if missing := {"video_id", "uri"} - columns:
         raise ConfigError(f"{spec}: expected columns video_id and uri, missing {sorted(missing)}, got {sorted(columns)}")
     pairs = [(optional_text(record.get("video_id")), optional_text(record.get("uri"))) for record in records]
-    holes = [number for number, pair in enumerate(pairs) if not all(pair)]
+    holes = [number for number, pair in enumerate(pairs, 1) if not all(text and text.strip() for text in pair)]
     if holes:
-        raise ConfigError(f"{spec}: video_id or uri is empty in {len(holes)} rows, first row {holes[0]}")
+        raise ConfigError(f"{spec}: video_id or uri is empty in {len(holes)} rows, first in row {holes[0]}")
     _check_spans(spec, pairs)
     hints = _hints([file_of(str(uri)) for _, uri in pairs], storage_options)
     return [{"video_id": str(i), "uri": str(u), "source_hint": h} for (i, u), h in zip(pairs, hints, strict=True)]

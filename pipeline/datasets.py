@@ -16,7 +16,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.records import Record, optional_text, read_records, required_text
+from pipeline.records import Record, optional_text, read_records, required_texts
 
 DATASETS = ("activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain")
 ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
@@ -67,17 +67,17 @@ def read_questions(
         raise ConfigError(f"unknown data set {dataset!r}, expected auto or one of {', '.join(DATASETS)}")
     records = read_records(path, storage_options)
     layout = detect_layout(records, path)
-    names = [required_text(record, layout.video, path) for record in records]
+    names = required_texts(records, layout.video, path, blank=False)
     if dataset == "auto":
         dataset = layout.dataset or guess_dataset(names, path)
-    texts = [required_text(record, "question", path) for record in records]
+    texts = required_texts(records, "question", path)
     ids = question_ids(records, layout, names, texts, path)
     sibling = answers or _sibling_answers(path, storage_options)
     if sibling is not None:
         records = _with_answers(records, ids, sibling, storage_options)
-    rows = zip(ids, names, texts, records, strict=True)
+    rows = zip(ids, names, texts, records, _turns(records, path), strict=True)
     columns = [
-        (i, n, t, optional_text(r.get("answer")), type_name(dataset, r.get("type"), t), _turn(r, path)) for i, n, t, r in rows
+        (i, n, t, optional_text(r.get("answer")), type_name(dataset, r.get("type"), t), turn) for i, n, t, r, turn in rows
     ]
     table = pa.table(list(map(list, zip(*columns, strict=True))), schema=QUESTIONS)
     return table.replace_schema_metadata({"framefold.dataset": dataset})
@@ -116,7 +116,7 @@ def guess_dataset(names: Collection[str], path: str) -> str:
         "activitynet-qa": r"[\w-]{11}",
     }
     for dataset, pattern in patterns.items():
-        if all(re.fullmatch(pattern, name) for name in names):
+        if all(re.fullmatch(pattern, name.strip()) for name in names):
             return dataset
     raise ConfigError(f"{path}: video names such as {next(iter(names))!r} fit no known data set; name it with --dataset")
 
@@ -125,7 +125,7 @@ def question_ids(records: list[Record], layout: Layout, names: list[str], texts:
     """Return one unique id per row: the file's own, else one made from video and question so that order is free."""
     column = next((name for name in layout.ids if name in records[0]), None)
     if column is not None:
-        ids = [required_text(record, column, path) for record in records]
+        ids = required_texts(records, column, path, blank=False)
     else:
         ids = list(_numbered(_made_id(name, text) for name, text in zip(names, texts, strict=True)))
     repeated = [question_id for question_id, count in Counter(ids).items() if count > 1]
@@ -161,21 +161,26 @@ def candidate_ids(dataset: str, video_name: str, aliases: Mapping[str, str] | No
 
 
 def join_videos(questions: pa.Table, known: Collection[str], aliases: Mapping[str, str] | None = None) -> pa.Table:
-    """Add `store_id`, the first candidate name of each video that is in `known`, or null if none is."""
+    """Add `store_id`, the first candidate name of each video that is in `known`, or null if none is.
+
+    Spaces around a name count only where the store has them too.
+    """
     known, dataset = set(known), dataset_of(questions)
     names = questions["video_id"].to_pylist()
-    found = {n: next((c for c in candidate_ids(dataset, n, aliases) if c in known), None) for n in set(names)}
+    candidates = {n: candidate_ids(dataset, n, aliases) + candidate_ids(dataset, n.strip(), aliases) for n in set(names)}
+    found = {name: next((one for one in ones if one in known), None) for name, ones in candidates.items()}
     return questions.append_column("store_id", pa.array([found[name] for name in names], pa.string()))
 
 
-def _turn(record: Record, path: str) -> int | None:
-    """Return the turn of a row, None if it has none. Raises ConfigError for what is no whole number."""
-    raw = optional_text(record.get("turn"))
-    if raw is None or not raw.strip():
-        return None
-    if not raw.strip().removesuffix(".0").isdecimal():
-        raise ConfigError(f"{path}: expected turn to be a whole number, got {raw!r}")
-    return int(float(raw))
+def _turns(records: list[Record], path: str) -> list[int | None]:
+    """Return the turn of each row, None if it has none. Raises ConfigError for what is no whole number."""
+    found: list[int | None] = []
+    for number, record in enumerate(records, 1):
+        raw = (optional_text(record.get("turn")) or "").strip()
+        if raw and not raw.removesuffix(".0").isdecimal():
+            raise ConfigError(f"{path}: expected turn to be a whole number, got {raw!r} in row {number}")
+        found.append(int(float(raw)) if raw else None)
+    return found
 
 
 def with_history(questions: pa.Table) -> pa.Table:
@@ -219,10 +224,11 @@ def _sibling_answers(path: str, storage_options: Mapping[str, Any] | None) -> st
 
 def _with_answers(records: list[Record], ids: list[str], path: str, storage_options: Mapping[str, Any] | None) -> list[Record]:
     found: dict[str, Record] = {}
-    for row in read_records(path, storage_options):
-        column = "question_id" if "question_id" in row else "id"
-        question_id = required_text(row, column, path)
-        answer = {"answer": required_text(row, "answer", path), **({"type": row["type"]} if "type" in row else {})}
+    rows = read_records(path, storage_options)
+    column = "question_id" if "question_id" in rows[0] else "id"
+    named, texts = required_texts(rows, column, path, blank=False), required_texts(rows, "answer", path)
+    for row, question_id, text in zip(rows, named, texts, strict=True):
+        answer = {"answer": text, **({"type": row["type"]} if "type" in row else {})}
         if found.setdefault(question_id, answer) != answer:
             raise ConfigError(f"{path}: question {question_id!r} has two different answers")
     if found.keys().isdisjoint(ids):

@@ -96,7 +96,7 @@ def test_manifests_of_each_kind_give_the_same_table(tmp_path: Path, suffix: str)
     [
         ("video_id,uri\na,x\na,y\nb,z\n", "more than once: a"),
         ("id,uri\na,x\n", "missing ['video_id']"),
-        ("video_id,uri\na,\n", "first row 0"),
+        ("video_id,uri\na,\n", "first in row 1"),
         ("video_id,uri\n", "expected"),
         ('video_id,uri\n"a\x00b",x\n', "printable"),
     ],
