@@ -11,6 +11,7 @@ from jobs.launch import Report, launch, storage_options
 from pipeline.answer import AnswerConfig, check_tower, check_turns, joint_space, load_engine
 from pipeline.device import here
 from pipeline.errors import ConfigError
+from pipeline.lookup import find_video
 from pipeline.store import TokenStore
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class ChatJob:
     """Ask about one stored video, turn by turn: each line of the input is a turn, an empty line or its end stops."""
 
     video: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="VIDEO")]
-    """Id of a committed video, as `framefold store ls` shows it, or the path it was encoded from."""
+    """Id of a video, as `framefold store ls` shows it, its path or URL, or the name of its file where only one has it."""
     store: str
     """Root of the token store; any fsspec URL."""
     answer: AnswerConfig
@@ -71,15 +72,11 @@ def run(job: ChatJob) -> Report:
 
 
 def _video(job: ChatJob, store: TokenStore) -> str:
-    """Return the id of a committed video. Raises ConfigError if there is none of that name or path."""
-    rows = store.index.with_status("committed").select(["video_id", "uri"]).to_pylist()
-    named = [row["video_id"] for row in rows if row["video_id"] == job.video]
-    placed = [row["video_id"] for row in rows if row["uri"] == job.video or row["uri"].endswith(f"://{job.video}")]
-    for found in (named, placed):
-        if len(found) == 1:
-            return str(found[0])
-    some = ", ".join(row["video_id"] for row in rows[:3]) or "none"
-    raise ConfigError(f"{job.video} is not in the store, which has {len(rows)} videos, such as {some}: encode it first")
+    """Return the id of a committed video. Raises ConfigError if none is meant, or one that failed."""
+    row = find_video(job.video, store.index)
+    if row["status"] == "failed":
+        raise ConfigError(f"{row['video_id']} has no tokens, it failed with {row['error_class']}: {row['error']}")
+    return str(row["video_id"])
 
 
 def _typed() -> Iterator[str]:

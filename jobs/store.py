@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, video_codes
 from pipeline.export import export
 from pipeline.filesystem import open_root
 from pipeline.index import rows_of
+from pipeline.lookup import find_video
 from pipeline.store import TokenStore, fingerprints
 from pipeline.verify import verify
 
@@ -37,7 +38,7 @@ class StoreJob:
     store: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STORE")]
     """Root of the token store; any fsspec URL."""
     video: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[VIDEO]")] = None
-    """For show: the video; without one the encode spec is shown."""
+    """For show: the video, by its id, path or the name of its file; without one the encode spec is shown."""
     fingerprint: str | None = None
     """Which entries, by the beginning of their fingerprint; stats, verify, compact and retry take all by default."""
     grace_s: float = GRACE_S
@@ -102,12 +103,10 @@ def _show(job: StoreJob) -> Report:
     store = TokenStore.open(job.store, job.fingerprint, job.options)
     if job.video is None:
         return {"fingerprint": store.fingerprint, "spec": store.spec}
-    row = store.index.get(job.video)
-    if row is None:
-        raise ConfigError(f"{job.store}: no video {job.video!r} under fingerprint {store.fingerprint[:12]}")
+    row = store.index.get(str(find_video(job.video, store.index)["video_id"])) or {}
     if row["status"] == "failed":
         return row
-    entry = store.read(job.video)
+    entry = store.read(row["video_id"])
     tokens = [
         {"frame": int(f), "anchor": int(a), "kind": int(k), "size": float(s), "position": p.tolist()}
         for f, a, k, s, p in zip(entry.frame, entry.anchor, entry.kind, entry.size, entry.position, strict=True)
