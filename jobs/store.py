@@ -1,6 +1,7 @@
 """Look into a token store and care for it: `framefold store ls|stats|show|verify|repair|compact|gc|retry|export URL`."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -30,7 +31,8 @@ class StoreJob:
 
     ls: one line per video. stats: counts and bytes. show: one entry, or the spec. verify: check every byte. repair: take out
     what is damaged, so that the next encode brings it back. compact: merge small files. gc: remove files out of use. retry:
-    clear failures, so that the next encode takes them up. export: write a plain view for other programs.
+    clear failures, so that the next encode takes them up; until then ls and stats list them as cleared. export: write a plain
+    view for other programs.
     """
 
     what: tyro.conf.Positional[Literal["ls", "stats", "show", "verify", "repair", "compact", "gc", "retry", "export"]]
@@ -79,11 +81,13 @@ def run(job: StoreJob) -> Report:
 
 def _ls(job: StoreJob) -> Report:
     store = TokenStore.open(job.store, job.fingerprint, job.options)
+    counts = Counter(committed=0, failed=0)
     for row in rows_of(store.index.rows):
-        note = f"{row['tokens']} tokens" if row["status"] == "committed" else f"{row['error_class']}: {row['error']}"
-        sys.stdout.write(f"{row['status']}\t{row['video_id']}\t{note}\t{row['uri']}\n")
-    failed = store.failures().num_rows
-    return {"fingerprint": store.fingerprint, "committed": store.index.rows.num_rows - failed, "failed": failed}
+        status = "cleared" if row["status"] == "failed" and row["source_hint"] is None else row["status"]
+        note = f"{row['tokens']} tokens" if status == "committed" else f"{row['error_class']}: {row['error']}"
+        sys.stdout.write(f"{status}\t{row['video_id']}\t{note}\t{row['uri']}\n")
+        counts[status] += 1
+    return {"fingerprint": store.fingerprint, **counts}
 
 
 def _stats(job: StoreJob) -> Report:

@@ -131,15 +131,19 @@ class TokenStore:
         return pa.Table.from_pylist([_outcome(row, row["video_id"] in written) for row in rows], schema=MANIFEST)
 
     def stats(self) -> dict[str, Any]:
-        """Return counts and sizes of what is committed, for a person."""
+        """Return counts and sizes for a person; `cleared` are failures that the next encode takes up, see `care.clear`."""
         rows = self.index.with_status("committed")
+        failed = self.index.with_status("failed")
+        classes = Counter(failed["error_class"].to_pylist())
+        cleared = Counter(failed.filter(failed["source_hint"].is_null())["error_class"].to_pylist())
         shards = list_files(self.fs, self.tokens, ".parquet")
         tokens, payload = pc.sum(rows["tokens"]).as_py() or 0, pc.sum(rows["payload_bytes"]).as_py() or 0
         return {
             "fingerprint": self.fingerprint,
             "reducer": self.spec.get("reducer", {}).get("name"),
             "videos": rows.num_rows,
-            "failed": dict(sorted(Counter(self.failures()["error_class"].to_pylist()).items())),
+            "failed": dict(sorted((classes - cleared).items())),
+            "cleared": dict(sorted(cleared.items())),
             "tokens": tokens,
             "tokens_per_video": round(tokens / rows.num_rows, 2) if rows.num_rows else None,
             "payload_bytes": payload,

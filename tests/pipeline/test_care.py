@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,22 @@ def test_cleared_failures_are_taken_up_by_the_next_encode(place: Place) -> None:
     store.commit(encoded([row("b"), failed("c", "CRASHED")]))
     fresh = TokenStore.open(url, storage_options=options)
     assert (fresh.ids(), fresh.missing(everything).num_rows) == (["a", "b"], 0)
+
+
+def test_cleared_failures_are_told_apart_until_the_next_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`stats` and `ls` say that they wait; one that fails again is a failure again."""
+    store = TokenStore.create(str(tmp_path), SPEC)
+    store.commit(encoded([row("a"), failed("b", "TIMEOUT"), failed("c", "TIMEOUT"), failed("d")]))
+    look = partial(StoreJob, store=str(tmp_path))
+    run(look(what="retry", classes="timeout"))
+    (told,) = run(look(what="stats"))["specs"]
+    assert (told["failed"], told["cleared"]) == ({"CORRUPT": 1}, {"TIMEOUT": 2})
+    assert run(look(what="ls")) == {"fingerprint": store.fingerprint, "committed": 1, "failed": 1, "cleared": 2}
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["committed", "cleared", "cleared", "failed"]
+    store.commit(encoded([row("b"), failed("c", "TIMEOUT")]))
+    (told,) = run(look(what="stats"))["specs"]
+    assert (told["videos"], told["failed"], told["cleared"]) == (2, {"CORRUPT": 1, "TIMEOUT": 1}, {})
 
 
 @pytest.mark.parametrize("classes", ["", "SLOW", "TIMEOUT,SLOW"])
