@@ -25,6 +25,7 @@ from pipeline.answers import AnswerStore, CommitAnswers, units
 from pipeline.datasets import join_videos, read_questions, with_history
 from pipeline.errors import ConfigError, check_at_least_one
 from pipeline.filesystem import open_root
+from pipeline.reach import check_reachable
 from pipeline.selection import check_selection
 from pipeline.store import TokenStore
 
@@ -80,6 +81,7 @@ class AnswerJob:
 
 def run(job: AnswerJob) -> Report:
     """Answer what is pending, then write every question once, in the order of its file."""
+    check_reachable([job.store, job.questions, job.out, job.aliases], job.options)
     store = TokenStore.open(job.store, job.fingerprint, job.options)
     return answered(job, store, _asked(job, store))
 

@@ -15,6 +15,7 @@ from pipeline.decode import Decode, DecodeConfig
 from pipeline.device import here
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError
+from pipeline.reach import check_reachable
 
 if TYPE_CHECKING:
     from pipeline.vision import Tower
@@ -71,6 +72,7 @@ class CalibrateJob:
 def run(job: CalibrateJob) -> Report:
     """Sample, decode, look, print. Nothing is written; a video that cannot be used is counted by its class."""
     shares, tower = _checked(job), _tower(job)
+    check_reachable([job.corpus], job.options)
     drawn = draw(read_corpus(job.corpus, job.options), job.videos, job.seed)
     measured = measure(drawn, lambda: Decode(job.decode, tower.side_px, job.options), tower, job.batch_clips)
     report: Report = {

@@ -23,6 +23,7 @@ from pipeline.decode import DecodeConfig
 from pipeline.encode import EncodeConfig, parse_reducer
 from pipeline.errors import ConfigError
 from pipeline.prompts import VIDEO, PromptTemplate
+from pipeline.reach import check_reachable
 from pipeline.segments import check_seconds, span_of
 from pipeline.selection import SelectConfig, check_selection
 from pipeline.store import TokenStore
@@ -99,6 +100,7 @@ def run(job: CaptionJob) -> Report:
     from reducers.base import describe
 
     answering = _answering(job)
+    check_reachable([job.corpus, job.store, job.out], job.options)
     Checkpoint.open(job.encode.model, job.encode.revision).check_tokenizer()
     check_selection(answering.answer.select, {"reducer": describe(parse_reducer(job.encode.reducer))}, None)
     if job.cluster.runner == "ray":

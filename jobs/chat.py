@@ -12,6 +12,7 @@ from pipeline.answer import AnswerConfig, check_tower, check_turns, joint_space,
 from pipeline.device import here
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_video
+from pipeline.reach import check_reachable
 from pipeline.store import TokenStore
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def run(job: ChatJob) -> Report:
     from pipeline.replies import VideoQuestions
     from pipeline.selection import Selection
 
+    check_reachable([job.store], job.options)
     store = TokenStore.open(job.store, job.fingerprint, job.options)
     config = here(job.answer)
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)

@@ -22,6 +22,7 @@ from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec, pa
 from pipeline.errors import ConfigError, check_at_least_one, video_codes
 from pipeline.identity import adopt
 from pipeline.local import encode_units
+from pipeline.reach import check_reachable
 from pipeline.segments import Durations, check_seconds, cut
 from pipeline.store import Commit, TokenStore
 
@@ -89,6 +90,7 @@ def encoded(job: EncodeJob) -> tuple[pa.Table, Report]:
     from pipeline.checkpoint import Checkpoint
 
     parse_reducer(job.encode.reducer)
+    check_reachable([job.corpus, job.store], job.options)
     checkpoint = Checkpoint.open(job.encode.model, job.encode.revision)
     check_reducer(job.encode.reducer, job.decode.frames, checkpoint)
     listed = read_corpus(job.corpus, job.options)

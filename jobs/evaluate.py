@@ -26,6 +26,7 @@ from pipeline.judge import JudgeConfig, judge
 from pipeline.judge_client import EndpointConfig
 from pipeline.judge_scores import judged_rows, summary
 from pipeline.judge_store import ReplyStore
+from pipeline.reach import check_reachable
 from pipeline.records import Record, optional_text, read_records, required_texts
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class Predictions:
 def run(job: EvaluateJob) -> dict[str, Any]:
     """Return the report, ready for JSON, unrounded. Raises ConfigError where files do not fit together."""
     config = job.judge()
+    check_reachable([job.predictions, job.questions, job.answers, job.against, job.judge_out], job.options)
     table = read_questions(job.questions, job.dataset, job.answers, job.options)
     asked = _with_reference(table, job.questions)
     ours = read_predictions(job.predictions, job.duplicates, job.options)

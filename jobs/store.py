@@ -16,6 +16,7 @@ from pipeline.export import export
 from pipeline.filesystem import open_root
 from pipeline.index import rows_of
 from pipeline.lookup import find_video
+from pipeline.reach import check_reachable
 from pipeline.store import TokenStore, fingerprints
 from pipeline.verify import verify
 
@@ -76,6 +77,7 @@ def run(job: StoreJob) -> Report:
         "ls": _ls, "stats": _stats, "show": _show, "verify": _verify, "repair": _repair, "compact": _compact, "gc": _gc,
         "retry": _retry, "export": _export,
     }  # fmt: skip
+    check_reachable([job.store, job.out], job.options)
     return actions[job.what](job)
 
 
