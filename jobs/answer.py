@@ -86,10 +86,10 @@ def run(job: AnswerJob) -> Report:
     return answered(job, store, _asked(job, store))
 
 
-def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, files: bool = True) -> Report:
+def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, captions: bool = False) -> Report:
     """Answer the questions of a table, columns of `answers.QUESTIONS_ASKED`; the job's own file is not looked at.
 
-    `files`: whether answers.jsonl and answers.parquet are written; what is committed is not touched by that.
+    `captions`: whether the answers are captions; answers.jsonl and answers.parquet are not written then.
     """
     from pipeline.checkpoint import Checkpoint
 
@@ -109,8 +109,9 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, files: bool 
     spec = answer_spec(config, checkpoint, store.fingerprint, cut)
     answers = AnswerStore.create(job.out, spec, job.options)
     pending = answers.pending(asked)
-    logger.info("%d questions, %d to answer", asked.num_rows, pending.num_rows)
-    progress = Progress("answer", pending.num_rows)
+    what, verb = ("videos or segments", "caption") if captions else ("questions", "answer")
+    logger.info("%d %s, %d to %s", asked.num_rows, what, pending.num_rows, verb)
+    progress = Progress(verb, pending.num_rows)
     stopped = False
     if pending.num_rows:
         with stop_on_signal() as stop:
@@ -120,9 +121,9 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, files: bool 
                     ok, every = sum(manifest["ok"].to_pylist()), sum(manifest["questions"].to_pylist())
                     progress.add(Counter({"answered": ok, "without answer": every - ok}))
             stopped = stop.is_set() and progress.done < pending.num_rows
-    statuses = answers.finish(asked) if files else answers.statuses(asked)
+    statuses = answers.statuses(asked) if captions else answers.finish(asked)
     report = _report(job, store, answers, asked, statuses, progress, stopped)
-    return {**report, "answers": f"{job.out.rstrip('/')}/answers.jsonl"} if files else report
+    return report if captions else {**report, "answers": f"{job.out.rstrip('/')}/answers.jsonl"}
 
 
 def _check_out(job: AnswerJob, store: TokenStore) -> None:
@@ -187,7 +188,7 @@ def _on_ray(
         check_gpus(job.engines * job.gpus_per_engine)
         if waited:  # perhaps for the same job
             pending = answers.pending(pending)
-            logger.info("%d questions are left to answer", pending.num_rows)
+            logger.info("%d of them are left to do", pending.num_rows)
         if stop.is_set() or not pending.num_rows:
             return
         each = share(cpus, job.engines + 1)

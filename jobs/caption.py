@@ -5,6 +5,7 @@ true of the corpus then. A run that finds nothing to do changes nothing; the fil
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -34,7 +35,11 @@ QUESTION_ID = "caption"
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionJob:
-    """Encode what is new or changed, caption what has no caption, write captions.jsonl and captions.parquet."""
+    """Encode what is new or changed, caption what has no caption, write captions.jsonl and captions.parquet.
+
+    The files hold the captions of the last run. Of two runs that overlap neither takes a video from the other; where both have
+    one, its caption is that of the run which began last, unless only the other has one.
+    """
 
     corpus: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CORPUS")]
     """Directory, glob or manifest (.parquet, .csv, .jsonl with video_id, uri); any fsspec URL."""
@@ -110,15 +115,15 @@ def run(job: CaptionJob) -> Report:
 
 
 def _run(job: CaptionJob, answering: AnswerJob) -> Report:
-    views = Views(job.out, job.options)
+    views, began_s = Views(job.out, job.options), time.time()
     seen = views.names()
     corpus, encoded = encode.encoded(_encoding(job))
     if encoded["stopped"]:
         return {"job": "caption", "encode": encoded, "exit_code": STOPPED}
     store = TokenStore.open(job.store, encoded["fingerprint"], job.options)
     asked = _asked(job, corpus, store)
-    answered = answer.answered(answering, store, asked, files=False)
-    own = View(asked=asked, answers=answered["answers_fingerprint"], replaces=seen)
+    answered = answer.answered(answering, store, asked, captions=True)
+    own = View(asked=asked, answers=answered["answers_fingerprint"], replaces=seen, began_s=began_s)
     store.refresh()
     rows = views.publish(own, store.payloads(), complete=not answered["stopped"])
     without = asked.num_rows - answered["statuses"].get("ok", 0)

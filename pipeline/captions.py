@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.filesystem import open_root, remove, write_whole
-from pipeline.parquet import to_parquet
+from pipeline.parquet import from_parquet, to_parquet
 from pipeline.segments import span_of
 
 CAPTIONS = pa.schema(
@@ -67,6 +67,15 @@ def write(url: str, rows: pa.Table, storage_options: Mapping[str, Any] | None = 
         if not _holds(fs, f"{root}/{name}", content):
             write_whole(fs, f"{root}/{name}", content)
     return list(files)
+
+
+def written(url: str, storage_options: Mapping[str, Any] | None = None) -> pa.Table:
+    """Return the rows of captions.parquet as it is now, none where it is not there or cannot be read."""
+    fs, root = open_root(url, storage_options)
+    try:
+        return from_parquet(fs.cat_file(f"{root}/captions.parquet")).select(CAPTIONS.names)
+    except Exception:  # whatever a driver or a damaged file raises, it is about to be written anew
+        return CAPTIONS.empty_table()
 
 
 def _holds(fs: Any, path: str, content: bytes) -> bool:

@@ -5,7 +5,8 @@
 A view replaces those that its run had seen before it listed the corpus. Views of runs that overlapped did not know each other:
 they stand side by side, and the files hold the videos of all of them until the next run, which has seen them, replaces them.
 So a video goes from the files when a run that began after all that is known finds it gone, and never by the chance of who
-wrote last. No clock is asked.
+wrote last. Where several views have a video, its caption is that of the run which began last, by the clock of its machine,
+unless only another has one of what the store holds now.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.answers import QUESTIONS_ASKED, AnswerStore
-from pipeline.captions import CAPTIONS, captions, remove_subtitles, write
+from pipeline.captions import CAPTIONS, captions, remove_subtitles, write, written
 from pipeline.filesystem import create_exclusive, list_files, open_root, read_folder, remove
 from pipeline.parquet import from_parquet, to_parquet
 from pipeline.segments import span_of
@@ -38,6 +39,8 @@ class View:
     """Fingerprint of the answers to them."""
     replaces: frozenset[str] = frozenset()
     """Names of the views that were there before the corpus was listed."""
+    began_s: float = 0.0
+    """When the run began, in seconds since 1970; 0 where an older version did not say."""
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def says_the_same_as(self, other: "View") -> bool:
@@ -70,7 +73,7 @@ class Views:
         """Write a view, unless the only one that counts says the same already."""
         if [view.says_the_same_as(own) for view in heads(self.read()).values()] == [True]:
             return
-        told = {"answers": own.answers, "replaces": sorted(own.replaces), "nonce": own.name}
+        told = {"answers": own.answers, "replaces": sorted(own.replaces), "began_s": own.began_s, "nonce": own.name}
         content = to_parquet(own.asked.replace_schema_metadata({METADATA: json.dumps(told).encode()}))
         create_exclusive(self.fs, f"{self.folder}/{hashlib.sha256(content).hexdigest()}.parquet", content)
 
@@ -78,7 +81,7 @@ class Views:
         """Write the files of captions; returns their rows, of `captions.CAPTIONS`.
 
         Written again if another run committed a view meanwhile, so that the last writer has seen all of them. Subtitles of
-        videos that no view knows any more are removed; files that no run of ours wrote are not touched.
+        videos that are gone are removed, where a view or the captions so far tell of them; other files are not touched.
 
         Args:
             own: what this run saw.
@@ -92,10 +95,11 @@ class Views:
             found = self.read()
             current = [*([] if complete else [own]), *heads(found).values()]
             rows = united([(view, self._rows(view)) for view in current], payloads)
-            write(self.url, rows, self.options)
             old = seen & _replaced(found)
             gone = {video for name in old & set(found) for video in _cut_videos(found[name].asked)}
+            gone |= _cut_videos(written(self.url, self.options))  # of a run that was stopped, or whose view rotted
             remove_subtitles(self.url, gone - _cut_videos(rows), self.options)
+            write(self.url, rows, self.options)
             if self.names() <= seen:
                 break
         for name in old:
@@ -115,7 +119,7 @@ def united(views: Sequence[tuple[View, pa.Table]], payloads: Mapping[str, str]) 
     """Return the captions of all videos of some views, in the order of their ids.
 
     All rows of a video come from one view: the one whose rows are most about the entries that the store holds now, then the
-    one with fewest videos or segments without a caption, then the first.
+    one with fewest segments without a caption, then that of the run which began last, then the first.
 
     Args:
         views: each with its rows of `captions.CAPTIONS`.
@@ -123,11 +127,11 @@ def united(views: Sequence[tuple[View, pa.Table]], payloads: Mapping[str, str]) 
     """
     if len(views) == 1:
         return views[0][1]
-    best: dict[str, tuple[tuple[int, int], list[dict[str, Any]]]] = {}
-    for _, table in views:
+    best: dict[str, tuple[tuple[int, int, float], list[dict[str, Any]]]] = {}
+    for view, table in views:
         for video, rows in _by_video(table).items():
             stale = sum(payloads.get(row["store_id"] or "") != row["payload_sha256"] for row in rows)
-            rank = stale, sum(row["status"] != "ok" for row in rows)
+            rank = stale, sum(row["status"] != "ok" for row in rows), -view.began_s
             if video not in best or rank < best[video][0]:
                 best[video] = rank, rows
     return pa.Table.from_pylist([row for video in sorted(best) for row in best[video][1]], schema=CAPTIONS)
@@ -162,4 +166,5 @@ def _view(name: str, content: bytes) -> View | None:
     table = from_parquet(content)
     told = json.loads(table.schema.metadata[METADATA])
     asked = table.replace_schema_metadata(None).select(QUESTIONS_ASKED.names)
-    return View(asked=asked, answers=told["answers"], replaces=frozenset(told["replaces"]), name=told["nonce"])
+    replaces, began_s = frozenset(told["replaces"]), float(told.get("began_s", 0.0))
+    return View(asked=asked, answers=told["answers"], replaces=replaces, began_s=began_s, name=told["nonce"])

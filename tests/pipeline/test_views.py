@@ -260,3 +260,41 @@ def test_a_view_that_rotted_is_left_out_and_replaced(tmp_path: Path) -> None:
     assert heads(Views(*place).read()) == {}
     assert run(place, "b", seen=now(place)) == ["b"]
     assert not rotten.exists()
+
+
+def said(place: Place) -> dict[str, str | None]:
+    """The caption of each video in the files."""
+    fs, root = fsspec.core.url_to_fs(place[0], **place[1])
+    return {row["video_id"]: row["caption"] for row in map(json.loads, fs.cat_file(f"{root}/captions.jsonl").splitlines())}
+
+
+@pytest.mark.parametrize("order", [("what", "how"), ("how", "what")])
+def test_of_two_runs_that_overlapped_the_one_that_began_last_is_shown(tmp_path: Path, order: tuple[str, str]) -> None:
+    """Whoever wrote first or last; a video that only the earlier one has a caption of keeps that."""
+    place: Place = (str(tmp_path), {})
+    commit(place, asked("a", "b", prompt="what"))
+    commit(place, asked("a", prompt="how"))
+    began = {"what": 100.0, "how": 200.0}
+    for prompt in order:
+        view = View(asked=asked("a", "b", prompt=prompt), answers=ANSWERED_BY, began_s=began[prompt])
+        Views(*place).publish(view, {name: f"p-{name}" for name in "ab"}, complete=True)
+    assert said(place) == {"a": "how a", "b": "what b"}
+
+
+def test_subtitles_that_no_view_knows_go_with_their_video(place: Place) -> None:
+    """Those that a stopped run wrote, which keeps no view; a file that nobody of us wrote stays."""
+    parts = {name: [f"{name}#t=0.000,4.000", f"{name}#t=4.000,8.000"] for name in "ab"}
+    commit(place, asked(*parts["a"], *parts["b"]))
+    run(place, *parts["a"], *parts["b"], seen=now(place), complete=False)
+    fs, root = fsspec.core.url_to_fs(place[0], **place[1])
+    fs.pipe_file(f"{root}/srt/by_hand.srt", b"mine")
+    assert (subtitles(place), now(place)) == ({"a", "b", "by_hand"}, frozenset())
+    run(place, *parts["a"], seen=now(place))
+    assert subtitles(place) == {"a", "by_hand"}
+
+
+def test_captions_that_rotted_hold_up_nobody(tmp_path: Path) -> None:
+    place: Place = (str(tmp_path), {})
+    commit(place, asked("a"))
+    (tmp_path / "captions.parquet").write_bytes(b"PAR1 and no more")
+    assert run(place, "a", seen=now(place)) == ["a"]

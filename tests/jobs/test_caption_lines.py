@@ -1,0 +1,27 @@
+"""What a caption run says while it works: a person reads of videos and captions, not of questions and answers."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs import caption
+from jobs.caption import CaptionJob
+from jobs.cluster import ClusterConfig
+from pipeline.encode import EncodeConfig
+from tests.models import tiny_checkpoint
+
+VIDEOS = Path(__file__).parents[1] / "videos"
+
+
+def test_a_caption_run_speaks_of_captions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "videos").mkdir()
+    shutil.copy2(VIDEOS / "testsrc2.mp4", tmp_path / "videos")
+    config = EncodeConfig(model=tiny_checkpoint(tmp_path / "tiny"), reducer="nest(keep=16,superset=16)", device="cpu")
+    place = {"corpus": str(tmp_path / "videos"), "store": str(tmp_path / "store"), "out": str(tmp_path / "out")}
+    caption.run(CaptionJob(**place, encode=config, cluster=ClusterConfig(runner="local"), max_new_tokens=2))
+    assert "1 videos or segments, 1 to caption" in caplog.text
+    assert "caption 1/1" in caplog.text
+    assert "question" not in caplog.text
+    assert not list((tmp_path / "out").glob("answers.*"))
