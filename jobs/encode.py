@@ -92,6 +92,7 @@ def encoded(job: EncodeJob) -> tuple[pa.Table, Report]:
     parse_reducer(job.encode.reducer)
     check_reachable([job.corpus, job.store], job.options)
     checkpoint = Checkpoint.open(job.encode.model, job.encode.revision)
+    checkpoint.check_frames()
     check_reducer(job.encode.reducer, job.decode.frames, checkpoint)
     listed = read_corpus(job.corpus, job.options)
     config = placed(job.encode, job.cluster, job.gpus_per_encoder, "--gpus-per-encoder")
