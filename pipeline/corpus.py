@@ -41,6 +41,8 @@ def read_corpus(spec: str, storage_options: Mapping[str, Any] | None = None) -> 
     keep it. A name that ends like a segment is escaped, see `segments`; the uri of a manifest may name a segment itself.
     Raises ConfigError for an empty or unreadable corpus, missing columns, and empty, unusable or doubled ids.
     """
+    if not spec.strip():
+        raise ConfigError("expected a corpus, a directory, a glob or a manifest, got an empty text")
     read = _manifest if spec.lower().endswith(MANIFEST_SUFFIXES) else _listing
     rows = read(spec, storage_options)
     if not rows:

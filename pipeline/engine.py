@@ -83,10 +83,10 @@ class TransformersEngine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.prompt = prompt
-        self.max_new_tokens = max_new_tokens
+        self.context: int = model.config.text_config.max_position_embeddings
+        self.max_new_tokens = min(max_new_tokens, self.context)  # room is made for as many
         self.max_batch_tokens = max_batch_tokens or batch_tokens(self.model)
         self.video_id = video_token_id(tokenizer, model.config.video_token_id)
-        self.context: int = model.config.text_config.max_position_embeddings
         self.eos = eos_ids(model, tokenizer)
         self.reserved = reserved_ids(model, tokenizer) - set(self.eos)
         self.asking = Asking(
@@ -112,13 +112,16 @@ class TransformersEngine:
     ) -> "TransformersEngine":
         """Load a checkpoint directory. The vision towers are dropped before the model moves to the device.
 
-        Raises ConfigError where weights of the projector or the language model are missing: transformers itself would
-        fill them with random numbers and only warn.
+        Raises ConfigError where it cannot be loaded, and where weights of the projector or the language model are missing:
+        transformers itself would fill them with random numbers and only warn.
         """
         disable_progress_bar()
-        model, found = VideoLlavaForConditionalGeneration.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        try:
+            model, found = VideoLlavaForConditionalGeneration.from_pretrained(
+                path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        except Exception as error:  # the checks of transformers and huggingface_hub have no common root
+            raise ConfigError(f"{path}: weights and config.json do not fit: {str(error)[:200]}") from error
         lost = sorted(name for name in found["missing_keys"] if "_tower." not in name)
         if lost:
             raise ConfigError(f"{path}: {len(lost)} tensors of projector or language model are missing, first {lost[0]}")

@@ -20,6 +20,9 @@ from pipeline.patience import patiently
 CONFLICT = (errno.EEXIST, errno.EINVAL)
 """What s3fs raises for a failed precondition: FileExistsError on AWS, EINVAL on SeaweedFS and Ceph RGW."""
 
+UNUSABLE = (errno.EROFS, errno.ENAMETOOLONG)
+"""A place where nothing can be written: another is to be named."""
+
 LOOKS = 5
 """How often a folder is listed anew because a file of it vanished before it was read."""
 
@@ -29,9 +32,11 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> tup
 
     Any: fsspec file systems are untyped.
     """
+    if not url.strip():
+        raise ConfigError("expected a folder or a URL, got an empty text")
     try:
         fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, TypeError) as error:
         raise ConfigError(f"{url}: not a usable URL: {type(error).__name__}: {error}") from error
     if is_local(fs):
         path = str(Path(path).absolute())
@@ -49,7 +54,7 @@ def create_exclusive(fs: Any, path: str, content: bytes | memoryview) -> bool:
     Where an answer is lost, the file is there and the next try finds it: False, and the content is as safe.
 
     Raises:
-        ConfigError: no permission, or no such bucket.
+        ConfigError: no permission, no such bucket, a name that is too long, or nothing can be written there at all.
         StoreError: storage failed.
     """
     try:
@@ -63,7 +68,8 @@ def create_exclusive(fs: Any, path: str, content: bytes | memoryview) -> bool:
     except (NotADirectoryError, FileExistsError) as error:
         raise ConfigError(f"{path}: a file stands where a folder is needed") from error
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
+        kind = ConfigError if error.errno in UNUSABLE else StoreError
+        raise kind(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
 
 
 def _link(path: Path, content: bytes | memoryview) -> bool:

@@ -39,7 +39,7 @@ def find_video(asked: str, index: Index) -> Row:
             raise ConfigError(f"{asked} may be {_some([row['video_id'] for row in found])}: name one by its id")
     ids = [row["video_id"] for row in rows]
     close = get_close_matches(_stem(asked), ids, SHOWN) if len(ids) <= SEARCHED else []
-    hint = f"; closest are {_some(close)}" if close else f", such as {_some(ids)}" if ids else ""
+    hint = f"; the closest: {_some(close)}" if close else f", such as {_some(ids)}" if ids else ""
     raise ConfigError(f"{asked} is not in the store, which has {len(ids)} videos{hint}: encode it first")
 
 

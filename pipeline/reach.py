@@ -7,6 +7,7 @@ not even accept a connection is most likely a wrong one.
 import logging
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ REACH_S = 10.0
 ONE_TRY_S = 5.0
 WAITS_S = (0.5, 1.0, 2.0, 4.0)
 PORTS = {"http": 80, "https": 443}
+NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
 VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -43,13 +45,25 @@ def endpoint_of(url: str, storage_options: Mapping[str, Any]) -> str | None:
     scheme = url.split("://")[0].lower()
     found = url if scheme in PORTS else None
     if scheme in ("s3", "s3a"):
-        fs, _ = open_root(url, storage_options)
+        fs = _opened(url, storage_options)
         told = (getattr(fs, "client_kwargs", None) or {}).get("endpoint_url") or getattr(fs, "endpoint_url", None)
         found = told or next((os.environ[name] for name in VARIABLES if os.environ.get(name)), None)
         if (getattr(fs, "config_kwargs", None) or {}).get("proxies"):
             return None
+    if found is not None and not str(found).startswith(("http://", "https://")):
+        raise ConfigError(f"expected an endpoint such as http://host:9000, got {found}")
     parts = urlsplit(found) if found else None
     return None if parts is None or not parts.hostname or _has_proxy(parts) else f"{parts.scheme}://{parts.netloc}"
+
+
+def _opened(url: str, storage_options: Mapping[str, Any]) -> Any:
+    """Return the S3 file system of a URL, its client built and nothing asked yet. Any: s3fs is untyped."""
+    try:
+        fs, _ = open_root(url, storage_options)
+        fs.connect()
+    except Exception as error:  # s3fs hands them on to classes of three libraries
+        raise ConfigError(f"{url}: these storage options cannot be used: {type(error).__name__}: {error}") from error
+    return fs
 
 
 def _has_proxy(parts: SplitResult) -> bool:
@@ -66,7 +80,8 @@ def _connect(endpoint: str, sleep: Callable[[float], None]) -> None:
     for wait in (*WAITS_S, None):
         try:
             left = REACH_S - (time.monotonic() - began)
-            socket.create_connection(address, min(ONE_TRY_S, max(left, 0.1))).close()
+            with socket.create_connection(address, min(ONE_TRY_S, max(left, 0.1))) as connection:
+                _check_protocol(endpoint, connection)
         except (OSError, OverflowError, UnicodeError) as error:
             if wait is None or time.monotonic() - began + wait > REACH_S:
                 raise ConfigError(f"no storage answers at {endpoint}: {error}") from error
@@ -74,3 +89,18 @@ def _connect(endpoint: str, sleep: Callable[[float], None]) -> None:
             sleep(wait)
         else:
             return
+
+
+def _check_protocol(endpoint: str, connection: socket.socket) -> None:
+    """Raise ConfigError where TLS is expected and something else is spoken; certificates are the driver's business."""
+    if not endpoint.startswith("https://"):
+        return
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        context.wrap_socket(connection, server_hostname=urlsplit(endpoint).hostname).close()
+    except ssl.SSLError as error:
+        if error.reason in NO_TLS:
+            raise ConfigError(f"{endpoint} does not speak TLS: pass it as http://") from error
+    except OSError:
+        return  # it may come to terms with the driver

@@ -56,8 +56,8 @@ def test_what_means_one_video_is_that_video(
         ("cat", "may be day1/cat, day2/cat: name one"),
         ("cat.mp4", "may be day1/cat, day2/cat: name one"),
         ("long.mp4", "may be long#t=0.000,4.000, long#t=4.000,8.000: name one"),
-        ("day1/cta", "closest are day1/cat"),
-        ("day2/dogs.mp4", "closest are day2/dog.v2"),
+        ("day1/cta", "the closest: day1/cat"),
+        ("day2/dogs.mp4", "the closest: day2/dog.v2"),
         ("zebra", "which has 6 videos, such as broken, day1/cat, day2/cat and 3 more"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.reach import REACH_S, check_reachable, endpoint_of
 from tests.command import framefold
+from tests.http_server import http_server
 
 
 @pytest.fixture
@@ -87,6 +88,28 @@ def test_a_server_that_accepts_is_believed() -> None:
         port = server.getsockname()[1]
         threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
         check_reachable(["s3://b/x"], options(port))
+
+
+def test_tls_where_none_is_spoken_is_told_at_once() -> None:
+    with http_server({}) as (url, _), pytest.raises(ConfigError, match="does not speak TLS: pass it as http"):
+        check_reachable(["s3://b/x"], {"endpoint_url": url.replace("http", "https")})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"bogus": 1},
+        {"client_kwargs": 5},
+        {"endpoint_url": 5},
+        {"endpoint_url": "127.0.0.1:9"},
+        {"config_kwargs": {"bogus": 1}},
+        {"client_kwargs": {"bogus": 1}},
+    ],
+)
+def test_storage_options_that_nobody_understands_are_refused(given: dict[str, Any]) -> None:
+    """By s3fs, by its session, by its client: in one sentence, before anything is asked."""
+    with pytest.raises(ConfigError, match=r"storage options cannot be used|expected an endpoint"):
+        check_reachable(["s3://b/x"], {"key": "k", "secret": "s", **given})
 
 
 def test_a_command_says_so_and_no_secret(closed: int) -> None:
