@@ -1,6 +1,7 @@
 """`framefold COMMAND ...`: one command per job; nothing is imported before its command is named."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -43,7 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         sys.stderr.write(f"framefold: unknown command {name!r}, expected one of {', '.join(COMMANDS)}\n")
         return 2
-    code: int = importlib.import_module(f"jobs.{name}").main(arguments[1:])
+    try:
+        code: int = importlib.import_module(f"jobs.{name}").main(arguments[1:])
+    except KeyboardInterrupt:  # while libraries load; a job that began has its own answer
+        sys.stderr.write("framefold: stopped; run the same command again to go on\n")
+        code = 3
+    if argv is None:  # the process ends: a further signal must not change what it says
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     return code
 
 
