@@ -23,6 +23,7 @@ from pipeline.answers import QUESTIONS_ASKED
 from pipeline.decode import DecodeConfig
 from pipeline.encode import EncodeConfig, parse_reducer
 from pipeline.errors import ConfigError
+from pipeline.filesystem import open_root
 from pipeline.prompts import VIDEO, PromptTemplate
 from pipeline.reach import check_reachable
 from pipeline.segments import check_seconds, span_of
@@ -115,6 +116,9 @@ def run(job: CaptionJob) -> Report:
 
 
 def _run(job: CaptionJob, answering: AnswerJob) -> Report:
+    fs, root = open_root(job.out, job.options)
+    if fs.isfile(root):  # told now, and not when all is encoded
+        raise ConfigError(f"{job.out}: a file stands where the folder of captions is needed")
     views, began_s = Views(job.out, job.options), time.time()
     seen = views.names()
     corpus, encoded = encode.encoded(_encoding(job))

@@ -9,6 +9,7 @@ from jobs import caption
 from jobs.caption import CaptionJob
 from jobs.cluster import ClusterConfig
 from pipeline.encode import EncodeConfig
+from pipeline.errors import ConfigError
 from tests.models import tiny_checkpoint
 
 VIDEOS = Path(__file__).parents[1] / "videos"
@@ -25,3 +26,14 @@ def test_a_caption_run_speaks_of_captions(tmp_path: Path, caplog: pytest.LogCapt
     assert "caption 1/1" in caplog.text
     assert "question" not in caplog.text
     assert not list((tmp_path / "out").glob("answers.*"))
+
+
+def test_a_file_in_the_place_of_the_captions_is_told_before_anything_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    shutil.copy2(VIDEOS / "testsrc2.mp4", tmp_path / "videos")
+    (tmp_path / "out").write_text("mine")
+    config = EncodeConfig(model=tiny_checkpoint(tmp_path / "tiny"), reducer="nest(keep=16,superset=16)", device="cpu")
+    place = {"corpus": str(tmp_path / "videos"), "store": str(tmp_path / "store"), "out": str(tmp_path / "out")}
+    with pytest.raises(ConfigError, match="a file stands where the folder"):
+        caption.run(CaptionJob(**place, encode=config, cluster=ClusterConfig(runner="local")))
+    assert not (tmp_path / "store").exists()

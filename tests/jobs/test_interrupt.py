@@ -22,7 +22,8 @@ sys.exit(cli.main(["encode", "x"]))
 
 
 def test_an_interrupt_while_libraries_load_is_one_sentence() -> None:
-    ran = subprocess.run([sys.executable, "-c", EARLY], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", EARLY]
+    ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (3, "framefold: stopped; run the same command again to go on\n")
 
 

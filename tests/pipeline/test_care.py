@@ -276,6 +276,13 @@ def test_cleared_failures_are_told_apart_until_the_next_encode(tmp_path: Path, c
     assert (told["videos"], told["failed"], told["cleared"]) == (2, {"CORRUPT": 1, "TIMEOUT": 1}, {})
 
 
+def test_a_view_is_not_written_among_the_files_of_its_store(tmp_path: Path) -> None:
+    filled((str(tmp_path / "store"), {}))
+    with pytest.raises(ConfigError, match="is the token store"):
+        run(StoreJob(what="export", store=str(tmp_path / "store"), out=f"{tmp_path}/store/"))
+    run(StoreJob(what="export", store=str(tmp_path / "store"), out=f"{tmp_path}/store/view"))
+
+
 @pytest.mark.parametrize("classes", ["", "SLOW", "TIMEOUT,SLOW"])
 def test_unknown_classes_are_not_cleared(tmp_path: Path, classes: str) -> None:
     """One line that names the known ones."""
