@@ -180,7 +180,6 @@ class Checkpoint:
 
     def spec(self) -> dict[str, Any]:
         """Return what a checkpoint adds to the encode fingerprint, without its path. Widths are in shapes of weights."""
-        config = CLIPVisionConfig(**self.vision_config)
         return {
             "tower": {
                 "weights_sha256": self.tower_digest(),
