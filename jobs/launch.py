@@ -18,11 +18,13 @@ from typing import Any, TypeVar
 
 import tyro
 
+from jobs.logs import configure, log_format, say, with_flag
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.redaction import redact, redact_all, secrets_of
 
 DONE, FAILED, WRONG_SETTING, STOPPED, FAULT = range(5)
 FRAME = re.compile(r"^\s*[╭╰│|+]+|[╮╯│|+]+\s*$|\x1b\[[0-9;]*m")
+FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 RULE = re.compile(r"[-─━\s]*|(For|Argument) (full )?helptext.*")
 
 J = TypeVar("J")
@@ -31,10 +33,11 @@ Report = dict[str, Any]
 
 def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[str] | None = None) -> int:
     """Parse the flags of a job, run it, print its report. Returns the exit code."""
-    secrets = _secrets(sys.argv[1:] if args is None else args)
-    _configure_logs(secrets)
+    given = sys.argv[1:] if args is None else args
+    secrets = _secrets(given)
     try:
-        report = run(_parse(job, prog, args))
+        configure(secrets, log_format(given))
+        report = run(parse(job, prog, given))
     except KeyboardInterrupt:
         return _say("stopped; run the same command again to go on", STOPPED)
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
@@ -55,25 +58,6 @@ def exit_code(*, stopped: bool, failed: bool, damaged: bool = False) -> int:
     return STOPPED if stopped else FAULT if damaged else FAILED if failed else DONE
 
 
-class _Redacted(logging.Formatter):
-    """Lines without secrets, tracebacks included."""
-
-    def __init__(self, secrets: frozenset[str]) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-        self.secrets = secrets
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record), self.secrets)
-
-
-def _configure_logs(secrets: frozenset[str]) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Redacted(secrets))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in ("httpx", "botocore", "aiobotocore", "s3fs", "fsspec", "ray"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
 def _secrets(args: Sequence[str]) -> frozenset[str]:
     """Return the secrets in the JSON objects of a command line: storage options, parsed or not."""
     found: set[str] = set()
@@ -84,12 +68,12 @@ def _secrets(args: Sequence[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _parse(job: type[J], prog: str, args: Sequence[str] | None) -> J:
+def parse(job: type[J], prog: str, args: Sequence[str]) -> J:
     """Return the job of a command line. Raises ConfigError, in one line, where tyro would draw a box."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(job, prog=prog, args=args, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff))
+            return tyro.cli(with_flag(job), prog=prog, args=args, config=FLAGS)
     except SystemExit as error:
         if error.code in (0, None):
             raise
@@ -105,13 +89,23 @@ def _unframed(box: str) -> str:
 
 def _failed(error: Exception, secrets: frozenset[str]) -> int:
     """Print one line for an error of ours, however deep Ray has wrapped it; anything else is a defect and is shown whole."""
-    for cause in _causes(error):
-        if isinstance(cause, ConfigError):
-            return _say(redact(cause.said, secrets), WRONG_SETTING)
-        if isinstance(cause, PipelineError):
-            return _say(redact(cause.said, secrets), FAULT)
-    logging.getLogger(__name__).exception("the job failed")
-    return _say(redact(f"{type(error).__name__}: {error}", secrets), FAULT)
+    ours = _ours(error)
+    if ours is None:
+        logging.getLogger(__name__).exception("the job failed")
+    text = f"{type(error).__name__}: {error}" if ours is None else ours.said
+    return _say(redact(text, secrets), code_of(error))
+
+
+def code_of(error: BaseException) -> int:
+    """Return the exit code of a job that an error ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED
+    return WRONG_SETTING if isinstance(_ours(error), ConfigError) else FAULT
+
+
+def _ours(error: BaseException) -> PipelineError | None:
+    """Return the error of ours that another wraps, or is."""
+    return next((cause for cause in _causes(error) if isinstance(cause, PipelineError)), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -130,8 +124,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _say(text: str, code: int) -> int:
-    line = " ".join(text.split())
-    sys.stderr.write(f"framefold: {line}\n")
+    say(" ".join(text.split()), logging.WARNING if code == STOPPED else logging.ERROR, exit_code=code)
     return code
 
 
@@ -144,7 +137,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
         if stop.is_set():
             os._exit(STOPPED)
         stop.set()
-        _say(f"{signal.Signals(number).name}: finishing the unit at hand", STOPPED)
+        say(f"{signal.Signals(number).name}: finishing the unit at hand", logging.WARNING)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

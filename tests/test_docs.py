@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tyro
 
+from jobs import launch
 from jobs.answer import AnswerJob
 from jobs.caption import CaptionJob
 from jobs.catalogue import markdown
@@ -42,7 +42,7 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])
 def test_every_command_in_the_readme_parses(words: list[str]) -> None:
     """Flags cannot be renamed behind its back."""
-    assert tyro.cli(JOBS[words[0]], args=words[1:], config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff))
+    assert launch.parse(JOBS[words[0]], f"framefold {words[0]}", words[1:])
 
 
 def test_the_readme_names_every_command_reducer_class_and_status() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 import yaml
 
+from jobs import launch
 from jobs.answer import AnswerJob
 from jobs.caption import CaptionJob
 from jobs.encode import EncodeJob
@@ -30,8 +30,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def parse(words: list[str]) -> Any:
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    return tyro.cli(JOBS[words[0]], args=words[1:], config=config)
+    return launch.parse(JOBS[words[0]], f"framefold {words[0]}", words[1:])
 
 
 @pytest.mark.parametrize("path", [*MANIFESTS, INFRA / "README.md"], ids=lambda p: p.name)
