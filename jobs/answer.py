@@ -18,7 +18,9 @@ import tyro
 
 from jobs.cluster import ClusterConfig, check_gpus, check_share, cluster, placed, share, source, through, turn
 from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
+from jobs.metering import Meter, metered
 from jobs.progress import Progress
+from jobs.timing import timed
 from pipeline.aliases import read_aliases
 from pipeline.answer import Answer, AnswerConfig, answer_spec, check_tower, check_turns, corpus_cut, joint_space
 from pipeline.answers import AnswerStore, CommitAnswers, units
@@ -30,6 +32,7 @@ from pipeline.selection import check_selection
 from pipeline.store import TokenStore
 
 logger = logging.getLogger(__name__)
+ANSWER, COMMIT = timed(Answer, "answer"), timed(CommitAnswers, "commit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,8 @@ class AnswerJob:
     """Videos whose questions are answered and committed together."""
     max_unanswered: int | None = None
     """Exit with 1 if more questions than this end without an answer; default: they are counted, no more."""
+    metrics_file: str | None = None
+    """Write metrics for Prometheus to this file, on the driver's machine and renewed as it runs; node_exporter reads *.prom."""
     storage_options: str = "{}"
     """JSON object for fsspec, used for store and output."""
 
@@ -81,12 +86,16 @@ class AnswerJob:
 
 def run(job: AnswerJob) -> Report:
     """Answer what is pending, then write every question once, in the order of its file."""
+    return metered("answer", job.metrics_file, job.cluster.runner, lambda meter: _run(job, meter))
+
+
+def _run(job: AnswerJob, meter: Meter) -> Report:
     check_reachable([job.store, job.questions, job.out, job.aliases], job.options)
     store = TokenStore.open(job.store, job.fingerprint, job.options)
-    return answered(job, store, _asked(job, store))
+    return answered(job, store, _asked(job, store), meter)
 
 
-def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, captions: bool = False) -> Report:
+def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, meter: Meter, *, captions: bool = False) -> Report:
     """Answer the questions of a table, columns of `answers.QUESTIONS_ASKED`; the job's own file is not looked at.
 
     `captions`: whether the answers are captions; answers.jsonl and answers.parquet are not written then.
@@ -112,6 +121,7 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, captions: bo
     what, verb = ("videos or segments", "caption") if captions else ("questions", "answer")
     logger.info("%d %s, %d to %s", asked.num_rows, what, pending.num_rows, verb)
     progress = Progress(verb, pending.num_rows)
+    meter.found(answers.fingerprint, "questions", {"skipped": asked.num_rows - pending.num_rows}, pending.num_rows)
     stopped = False
     if pending.num_rows:
         with stop_on_signal() as stop:
@@ -120,6 +130,7 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, *, captions: bo
                 for manifest in manifests:
                     ok, every = sum(manifest["ok"].to_pylist()), sum(manifest["questions"].to_pylist())
                     progress.add(Counter({"answered": ok, "without answer": every - ok}))
+                    meter.questions(answers.fingerprint, manifest, progress.total - progress.done)
             stopped = stop.is_set() and progress.done < pending.num_rows
     statuses = answers.statuses(asked) if captions else answers.finish(asked)
     report = _report(job, store, answers, asked, statuses, progress, stopped)
@@ -153,8 +164,8 @@ def _placed(job: AnswerJob) -> AnswerConfig:
 def _locally(
     job: AnswerJob, pending: pa.Table, store: TokenStore, answers: AnswerStore, cut: float | None, stop: threading.Event
 ) -> Generator[pa.Table, None, None]:
-    answer = Answer(job.answer, job.store, store.fingerprint, job.options, cut=cut)
-    commit = CommitAnswers(job.out, answers.fingerprint, job.options)
+    answer = ANSWER(job.answer, job.store, store.fingerprint, job.options, cut=cut)
+    commit = COMMIT(job.out, answers.fingerprint, job.options)
     for unit in units(pending, job.videos_per_unit):
         if stop.is_set():
             return
@@ -195,9 +206,9 @@ def _on_ray(
         data = source(unit.combine_chunks() for unit in units(pending, job.videos_per_unit))
         asked = (job.answer, job.store, store.fingerprint, job.options, None, cut)
         gpus = job.gpus_per_engine
-        replies = through(data, _Answering, asked, workers=job.engines, cpus=each, gpus=gpus, batch=None)
+        replies = through(data, timed(_Answering, "answer"), asked, workers=job.engines, cpus=each, gpus=gpus, batch=None)
         written = (job.out, answers.fingerprint, job.options)
-        commits = through(replies, CommitAnswers, written, workers=1, cpus=each / 2, batch=None)
+        commits = through(replies, COMMIT, written, workers=1, cpus=each / 2, batch=None)
         for manifest in commits.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
             yield manifest
             if stop.is_set():

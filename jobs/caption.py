@@ -18,6 +18,7 @@ from jobs.answer import AnswerJob
 from jobs.cluster import ClusterConfig, cluster
 from jobs.encode import EncodeJob
 from jobs.launch import STOPPED, Report, exit_code, launch, storage_options
+from jobs.metering import Meter, metered
 from pipeline.answer import AnswerConfig
 from pipeline.answers import QUESTIONS_ASKED
 from pipeline.decode import DecodeConfig
@@ -79,6 +80,8 @@ class CaptionJob:
     """Classes of failure to try again, e.g. TIMEOUT CRASHED."""
     max_failed: int = 0
     """Exit with 1 if more videos, or segments, than this have no caption."""
+    metrics_file: str | None = None
+    """Write metrics for Prometheus to this file, on the driver's machine and renewed as it runs; node_exporter reads *.prom."""
     storage_options: str = "{}"
     """JSON object for fsspec, used for the corpus, the store and the captions."""
 
@@ -102,6 +105,10 @@ class CaptionJob:
 
 def run(job: CaptionJob) -> Report:
     """Encode, caption, write the files."""
+    return metered("caption", job.metrics_file, job.cluster.runner, lambda meter: _checked(job, meter))
+
+
+def _checked(job: CaptionJob, meter: Meter) -> Report:
     from pipeline.checkpoint import Checkpoint
     from reducers.base import describe
 
@@ -111,22 +118,22 @@ def run(job: CaptionJob) -> Report:
     check_selection(answering.answer.select, {"reducer": describe(parse_reducer(job.encode.reducer))}, None)
     if job.cluster.runner == "ray":
         with cluster(job.cluster):  # one Ray for both halves
-            return _run(job, answering)
-    return _run(job, answering)
+            return _run(job, answering, meter)
+    return _run(job, answering, meter)
 
 
-def _run(job: CaptionJob, answering: AnswerJob) -> Report:
+def _run(job: CaptionJob, answering: AnswerJob, meter: Meter) -> Report:
     fs, root = open_root(job.out, job.options)
     if fs.isfile(root):  # told now, and not when all is encoded
         raise ConfigError(f"{job.out}: a file stands where the folder of captions is needed")
     views, began_s = Views(job.out, job.options), time.time()
     seen = views.names()
-    corpus, encoded = encode.encoded(_encoding(job))
+    corpus, encoded = encode.encoded(_encoding(job), meter)
     if encoded["stopped"]:
         return {"job": "caption", "encode": encoded, "exit_code": STOPPED}
     store = TokenStore.open(job.store, encoded["fingerprint"], job.options)
     asked = _asked(job, corpus, store)
-    answered = answer.answered(answering, store, asked, captions=True)
+    answered = answer.answered(answering, store, asked, meter, captions=True)
     own = View(asked=asked, answers=answered["answers_fingerprint"], replaces=seen, began_s=began_s)
     store.refresh()
     rows = views.publish(own, store.payloads(), complete=not answered["stopped"])

@@ -15,7 +15,9 @@ import tyro
 
 from jobs.cluster import ClusterConfig, blocks, check_gpus, check_share, cluster, placed, share, source, through, turn
 from jobs.launch import Report, exit_code, launch, stop_on_signal, storage_options
+from jobs.metering import Meter, metered
 from jobs.progress import Progress
+from jobs.timing import timed
 from pipeline.corpus import read_corpus
 from pipeline.decode import Decode, DecodeConfig, Measure
 from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec, parse_reducer
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 SHOWN = 10
 STEP = 8
 """Videos that are measured together."""
+DECODE, ENCODE, COMMIT = timed(Decode, "decode"), timed(Encode, "encode"), timed(Commit, "commit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class EncodeJob:
     where the store holds an entry of these very bytes, under whatever id, that one is served: for renamed or copied files."""
     max_failed: int = 0
     """Exit with 1 if more videos of the corpus than this have failed."""
+    metrics_file: str | None = None
+    """Write metrics for Prometheus to this file, on the driver's machine and renewed as it runs; node_exporter reads *.prom."""
     storage_options: str = "{}"
     """JSON object for fsspec, e.g. '{"endpoint_url": "http://127.0.0.1:9000"}'; used for the corpus and the store."""
 
@@ -82,10 +87,10 @@ class EncodeJob:
 
 def run(job: EncodeJob) -> Report:
     """Decode, encode, commit. Every video ends in the store with its tokens, or in the index with its failure."""
-    return encoded(job)[1]
+    return metered("encode", job.metrics_file, job.cluster.runner, lambda meter: encoded(job, meter)[1])
 
 
-def encoded(job: EncodeJob) -> tuple[pa.Table, Report]:
+def encoded(job: EncodeJob, meter: Meter) -> tuple[pa.Table, Report]:
     """Return the videos as the job took them, whole or in segments, and the report of `run`."""
     from pipeline.checkpoint import Checkpoint
 
@@ -104,6 +109,8 @@ def encoded(job: EncodeJob) -> tuple[pa.Table, Report]:
     what = "videos" if job.segments is None else f"segments of {listed.num_rows} videos"
     logger.info("%d %s, %d to encode with %s", corpus.num_rows, what, todo.num_rows, config.reducer)
     progress = Progress("encode", todo.num_rows)
+    known = {"skipped": corpus.num_rows - missing.num_rows, "same_content": missing.num_rows - todo.num_rows}
+    meter.found(store.fingerprint, "videos", known, todo.num_rows)
     stopped = False
     if todo.num_rows:
         with stop_on_signal() as stop:
@@ -112,6 +119,7 @@ def encoded(job: EncodeJob) -> tuple[pa.Table, Report]:
             with closing(runner(*arguments)) as manifests:
                 for manifest in manifests:
                     progress.add(Counter(manifest["status"].to_pylist()))
+                    meter.videos(store.fingerprint, manifest, progress.total - progress.done)
             stopped = stop.is_set() and progress.done < todo.num_rows
     store.refresh()
     report = _report(job, store, corpus, progress, stopped)
@@ -144,9 +152,9 @@ def _locally(
 ) -> Generator[pa.Table, None, None]:
     yield from encode_units(
         todo,
-        lambda: Decode(job.decode, side_px, job.options),
-        Encode(job.encode),
-        Commit(job.store, spec, job.options),
+        lambda: DECODE(job.decode, side_px, job.options),
+        ENCODE(job.encode),
+        COMMIT(job.store, spec, job.options),
         decoders=job.decoders,
         videos_per_step=min(job.encode.clips_together, job.videos_per_unit),
         videos_at_once=min(job.encode.clips_at_once, job.videos_per_unit),
@@ -168,12 +176,12 @@ def _on_ray(
             return
         each = share(cpus, job.decoders + job.encoders + 1)
         videos = source(blocks(todo, step))
-        clips = through(videos, Decode, (job.decode, side_px, job.options), workers=job.decoders, cpus=each, batch=step)
+        clips = through(videos, DECODE, (job.decode, side_px, job.options), workers=job.decoders, cpus=each, batch=step)
         gpus = job.gpus_per_encoder
         unit = job.videos_per_unit
         at_once = min(job.encode.clips_at_once, unit)
-        tokens = through(clips, Encode, (job.encode,), workers=job.encoders, cpus=each, gpus=gpus, batch=at_once)
-        commits = through(tokens, Commit, (job.store, spec, job.options), workers=1, cpus=each / 2, batch=unit)
+        tokens = through(clips, ENCODE, (job.encode,), workers=job.encoders, cpus=each, gpus=gpus, batch=at_once)
+        commits = through(tokens, COMMIT, (job.store, spec, job.options), workers=1, cpus=each / 2, batch=unit)
         for manifest in commits.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
             yield manifest
             if stop.is_set():

@@ -56,7 +56,16 @@ ANSWERS = pa.schema(
 ADDED = frozenset({"turn", "history"})
 """Columns that the first units had not; a unit without them holds no turns."""
 
-MANIFEST = pa.schema([("unit", pa.string()), ("status", pa.string()), ("questions", pa.int32()), ("ok", pa.int32())])
+MANIFEST = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("status", pa.string()),
+        ("questions", pa.int32()),
+        ("ok", pa.int32()),
+        ("statuses", pa.map_(pa.string(), pa.int32())),
+    ]
+)
+"""What committing a unit returns. `statuses`: how many questions ended in which way."""
 
 FINAL = frozenset({"ok", "empty_question", "reserved_token", "too_long"})
 """Statuses that asking again would not change."""
@@ -94,7 +103,8 @@ class AnswerStore:
             renew(self.fs, path, content)
         statuses = Counter(answered["status"].to_pylist())
         status = "committed" if created else "duplicate"
-        return {"unit": unit, "status": status, "questions": answered.num_rows, "ok": statuses["ok"]}
+        counts = {"questions": answered.num_rows, "ok": statuses["ok"], "statuses": sorted(statuses.items())}
+        return {"unit": unit, "status": status, **counts}
 
     def committed(self) -> pa.Table:
         """Return every committed row. Those of a unit that is not what its name says are as good as never given."""

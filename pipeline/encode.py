@@ -11,6 +11,7 @@ from pipeline.decode import DecodeConfig, decode_spec
 from pipeline.device import check_device, check_dtype, device_here, dtype_on
 from pipeline.errors import ConfigError, check_at_least_one
 from pipeline.schema import ENCODED, SCHEMA_VERSION
+from pipeline.watch import Watch
 
 if TYPE_CHECKING:  # torch and transformers load when a stage is built, not when a flag is parsed
     import torch
@@ -155,6 +156,7 @@ class Encode:
         wanted = self.config.clip_space
         self.space = JointSpace.open(checkpoint, self.config.text_tower) if wanted else None
         self.overlap = Overlap(self.tower.device)
+        self.watch = Watch()
 
     def __call__(self, clips: pa.Table) -> pa.Table:
         """Return the clips with tokens in place of frames. A clip with a failure passes through."""
@@ -179,8 +181,10 @@ class Encode:
 
         frames, lengths = frames_of(clips, self.tower.side_px, locked=self.tower.device.type == "cuda")
         if isinstance(self.reducer, ToMe):
-            return lengths, self.tower.merged(frames, self.reducer, ends_of(lengths))
-        return lengths, self.tower(frames, self.reducer.needs, ends_of(lengths))
+            with self.watch("tower"):
+                return lengths, self.tower.merged(frames, self.reducer, ends_of(lengths))
+        with self.watch("tower"):
+            return lengths, self.tower(frames, self.reducer.needs, ends_of(lengths))
 
     def _finish(self, looked: "_Looked") -> list[dict[str, Any]]:
         """Return the token columns of each clip, or the failure of one with a value that is not finite."""
@@ -190,14 +194,16 @@ class Encode:
         lengths, seen = looked
         if isinstance(seen, ReducedTokens):
             return self._columns(seen, lengths)
-        bad = not_finite(seen)
+        with self.watch("tower"):
+            bad = not_finite(seen)  # waits for what the tower has begun
         kept = [number for number in range(len(lengths)) if number not in bad]
         found: list[dict[str, Any]] = [failure("the tower gave values that are not finite") for _ in lengths]
         if kept:
             seen = some_clips(seen, kept) if bad else seen
-            reduced = self.reducer.reduce(seen)
-            vectors = None if self.space is None else in_joint_space(self.space, self.tower.model, seen, reduced)
-            outcomes = self._columns(reduced, [lengths[number] for number in kept], vectors)
+            with self.watch("reduce"):
+                reduced = self.reducer.reduce(seen)
+                vectors = None if self.space is None else in_joint_space(self.space, self.tower.model, seen, reduced)
+                outcomes = self._columns(reduced, [lengths[number] for number in kept], vectors)
             for number, outcome in zip(kept, outcomes, strict=True):
                 found[number] = outcome
         return found
