@@ -126,4 +126,5 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(redact_all({**fields, **said}, self.secrets), ensure_ascii=False, default=str)
+        plain = redact_all({**fields, **said}, self.secrets)
+        return json.dumps(plain, default=lambda other: redact(str(other), self.secrets))  # in ASCII: stderr may know no more

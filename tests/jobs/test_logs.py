@@ -29,7 +29,8 @@ def also(job):
         import warnings
         warnings.warn("a library warns")
     if job.what == "fields":
-        fields = {"at": [1.5, {"key": storage_options(job.storage_options)["client_kwargs"]["secret"]}], "message": "not this"}
+        kept = storage_options(job.storage_options)["client_kwargs"]["secret"]
+        fields = {"at": [1.5, {"key": kept}], "error": ValueError(kept), "message": "not this"}
         logging.getLogger("x").info("told", extra={"fields": fields})
     return run(job)
 
@@ -102,7 +103,14 @@ def test_signals_warnings_and_wrong_flags_are_objects_too() -> None:
 def test_fields_are_numbers_and_do_not_displace_what_every_line_has() -> None:
     """They come beside, redacted at any depth."""
     (line,) = lines(launched("fields", "--log-format", "json"))
-    assert (line["message"], line["at"]) == ("told", [1.5, {"key": "***"}])
+    assert (line["message"], line["at"], line["error"]) == ("told", [1.5, {"key": "***"}], "***")
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_objects_all_the_same() -> None:
+    """Python would write what it does not know as `\\xe9`, which is no JSON."""
+    env = {"PYTHONIOENCODING": "ascii:backslashreplace", "FRAMEFOLD_RUN_ID": "\u00e9"}
+    ran = launched("log", "--log-format", "json", **env)
+    assert lines(ran)[0]["run"] == "\u00e9"
 
 
 def test_each_line_names_the_run_where_it_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,10 +190,12 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
 
 
 def on_ray(folder: Path, *args: str) -> dict[str, Any]:
-    env = environment(str(folder))
-    command = [sys.executable, "-m", "jobs.cli", *args]
+    """The report of a job, whose log is JSON from the first line to the last."""
+    env = {**environment(str(folder)), "FRAMEFOLD_RUN_ID": "nightly-7"}
+    command = [sys.executable, "-m", "jobs.cli", *args, "--log-format", "json"]
     ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+    assert {json.loads(line)["run"] for line in ran.stderr.splitlines()} == {"nightly-7"}
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return found
 
