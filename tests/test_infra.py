@@ -75,6 +75,24 @@ def test_the_gpus_of_a_manifest_are_those_its_flags_ask_for(name: str) -> None:
     assert group["replicas"] * int(limits["cpu"]) >= actors
 
 
+@pytest.mark.parametrize("name", ["encode", "answer"])
+def test_prometheus_is_sent_to_the_port_that_ray_exports_on(name: str) -> None:
+    """On the head, where the driver counts. A list of ports there would take those of KubeRay from the head's service."""
+    group = yaml.safe_load((INFRA / "kuberay" / f"{name}-rayjob.yaml").read_text())["spec"]["rayClusterSpec"]["headGroupSpec"]
+    told = group["template"]["metadata"]["annotations"]
+    assert told["prometheus.io/scrape"] == "true"
+    assert told["prometheus.io/port"] == group["rayStartParams"]["metrics-export-port"]
+    assert "ports" not in group["template"]["spec"]["containers"][0]
+
+
+def test_every_node_of_the_cluster_exports_on_a_known_port() -> None:
+    """Ray takes one by chance otherwise."""
+    cluster = yaml.safe_load((INFRA / "cluster.yaml").read_text())
+    started = [line for part in ("head", "worker") for line in cluster[f"{part}_start_ray_commands"] if "ray start" in line]
+    assert len(started) == 2
+    assert all("--metrics-export-port=8080" in line for line in started)
+
+
 def test_the_image_installs_from_the_lock_file() -> None:
     """And copies every package that the distribution has."""
     text = (INFRA / "Dockerfile").read_text()
