@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.logs import native_lines_logged
 from pipeline.device import C, here
 from pipeline.errors import ConfigError
 
@@ -82,7 +83,7 @@ def cluster(config: ClusterConfig) -> Iterator[list[float]]:
     if address == "local" and not AUTH & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray 2.60 would make one and keep it in the home folder
     try:
-        with _our_handlers():
+        with _our_handlers(), native_lines_logged():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except ConnectionError as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error

@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, get_args
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pipeline.errors import ConfigError
 from pipeline.redaction import redact, redact_all
 
+logger = logging.getLogger(__name__)
 LogFormat = Literal["text", "json"]
 FORMATS = get_args(LogFormat)
 FLAG, VARIABLE = "--log-format", "FRAMEFOLD_LOG_FORMAT"
@@ -92,6 +94,28 @@ def say(text: str, level: int, **fields: Any) -> None:
     json_lines = (one.formatter for one in logging.root.handlers if isinstance(one.formatter, JsonLines))
     formatter = next(json_lines, None)
     sys.stderr.write((f"{NAME}: {text}" if formatter is None else formatter.format(record)) + "\n")
+
+
+@contextlib.contextmanager
+def native_lines_logged() -> Iterator[None]:
+    """Turn what native code writes to stderr meanwhile into lines of the log, where that is JSON; else leave it as it comes."""
+    if not any(isinstance(one.formatter, JsonLines) for one in logging.root.handlers):
+        yield
+        return
+    stderr, said = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115  # closed below, once fd 2 is another again
+    os.dup2(said.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        said.seek(0)
+        for line in said.read().decode(errors="replace").splitlines():
+            if line.startswith("{"):  # of ours
+                sys.stderr.write(line + "\n")
+            else:
+                logger.info("%s", line)
+        said.close()
 
 
 class Lines(logging.Formatter):

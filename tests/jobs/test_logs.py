@@ -28,6 +28,14 @@ def also(job):
     if job.what == "warning":
         import warnings
         warnings.warn("a library warns")
+    if job.what == "native":
+        import os
+        from jobs.logs import native_lines_logged
+        with native_lines_logged():
+            os.write(2, b"of a library\\nin C\\n")
+            logging.getLogger("x").info("meanwhile")
+            os.write(2, b"and a secret " + storage_options(job.storage_options)["client_kwargs"]["secret"].encode())
+        logging.getLogger("x").info("after")
     if job.what == "fields":
         kept = storage_options(job.storage_options)["client_kwargs"]["secret"]
         fields = {"at": [1.5, {"key": kept}], "error": ValueError(kept), "message": "not this"}
@@ -98,6 +106,13 @@ def test_signals_warnings_and_wrong_flags_are_objects_too() -> None:
     assert "a library warns" in lines(launched("warning", "--log-format", "json"))[0]["message"]
     (wrong,) = lines(launched("log", "--log-format", "json", "--nosuch", "1"))
     assert (wrong["exit_code"], "nosuch" in wrong["message"]) == (2, True)
+
+
+def test_lines_of_native_code_are_objects_while_ray_starts_and_plain_in_plain_logs() -> None:
+    """Ray's core says at which level it logs, whatever that level is."""
+    told = [line["message"] for line in lines(launched("native", "--log-format", "json"))]
+    assert told == ["of a library", "in C", "meanwhile", "and a secret ***", "after"]
+    assert launched("native").stderr.startswith("of a library\nin C\n")
 
 
 def test_fields_are_numbers_and_do_not_displace_what_every_line_has() -> None:

@@ -19,7 +19,7 @@ from jobs.metering import BUCKETS, Meter
 from jobs.timing import SPENT, spent, timed
 from pipeline.errors import ConfigError
 from tests.command import ROOT, framefold, report
-from tests.jobs.test_ray import environment, free_port, wait_for
+from tests.jobs.test_ray import environment, free_port, submit, wait_for
 from tests.models import tiny_checkpoint
 
 VIDEOS = ROOT / "tests" / "videos"
@@ -166,8 +166,8 @@ def test_seconds_travel_with_rows_however_these_are_cut_and_joined() -> None:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """A Ray head on private ports; yields its address and the URL that Prometheus would scrape."""
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
+    """A Ray head on private ports; yields its address, that of its job server, and the URL that Prometheus would scrape."""
     folder = Path("/tmp") / f"fm{os.getpid()}"  # short: Ray's sockets live below it
     folder.mkdir(exist_ok=True)
     ports = [free_port() for _ in range(4)]
@@ -180,7 +180,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     try:
         wait_for(ports[1])
         wait_for(ports[3])
-        yield f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}/metrics"
+        yield f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", f"http://127.0.0.1:{ports[3]}/metrics"
     finally:
         process.terminate()
         try:
@@ -200,6 +200,16 @@ def on_ray(folder: Path, *args: str) -> dict[str, Any]:
     return found
 
 
+def submitted(jobs: str, folder: Path, name: str, *args: str) -> dict[str, Any]:
+    """The report of a job submitted under a name, which stands in each line of its log."""
+    ran = submit(jobs, str(folder), name, *args, "--log-format", "json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    told = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    assert {line["run"] for line in told if "logger" in line} == {name}
+    found: dict[str, Any] = next(line for line in told if "statuses" in line)
+    return found
+
+
 def scraped(url: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=60) as reply:
@@ -208,11 +218,11 @@ def scraped(url: str) -> str:
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_scrape_of_ray_sees_the_series_of_a_job_that_has_ended(head: tuple[str, str], tmp_path: Path, model: str) -> None:
-    """Counters and histograms, of encode and answer, the same as in the file; never the name of a video."""
+def test_a_scrape_of_ray_sees_the_series_of_jobs_that_have_ended(head: tuple[str, ...], tmp_path: Path, model: str) -> None:
+    """Counters and histograms of a driver that joins and of one submitted, as in the file; never the name of a video."""
     corpus(tmp_path / "videos")
     (tmp_path / "q.csv").write_text("video_id,question\nsecretname1,what is it\nsecretname2,what is it\nelse,who\n")
-    file, (address, url) = tmp_path / "encode.prom", head
+    file, (address, jobs, url) = tmp_path / "encode.prom", head
     told = on_ray(tmp_path, *encoding(tmp_path, model, "--address", address, "--metrics-file", str(file)))
     assert told["committed"] == 2
     for text, prefix in ((scraped(url), "ray_framefold"), (file.read_text(), "framefold")):
@@ -222,7 +232,7 @@ def test_a_scrape_of_ray_sees_the_series_of_a_job_that_has_ended(head: tuple[str
         assert counts == {("decode", "encode"): 3, ("tower", "encode"): 2, ("reduce", "encode"): 2, ("commit", "encode"): 1}
         assert "secretname" not in text
     shared = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--model", model, "--max-new-tokens", "2"]
-    told = on_ray(tmp_path, "answer", str(tmp_path / "q.csv"), *shared, "--address", address)
+    told = submitted(jobs, tmp_path, "nightly-8", "jobs.answer", str(tmp_path / "q.csv"), *shared)
     wanted = {(status, "answer"): float(count) for status, count in told["statuses"].items()}
     text = scraped(url)
     assert samples(text, "ray_framefold_questions_total", "status", "command") == wanted
