@@ -150,5 +150,5 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             said["exception"] = self.formatException(record.exc_info)
-        plain = redact_all({**fields, **said}, self.secrets)
+        plain = redact_all({**said, **fields, **said}, self.secrets)  # ours first in the line, and of two by one name
         return json.dumps(plain, default=lambda other: redact(str(other), self.secrets))  # in ASCII: stderr may know no more
