@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jobs.cli import main
+from tests import forked
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,6 +22,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def framefold(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that has the libraries loaded."""
+    return forked.run(main, args, cwd, environment(**env))
+
+
+def afresh(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a new interpreter."""
     command = [sys.executable, "-m", "jobs.cli", *args]
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, check=False)
 

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.cli import COMMANDS
 from pipeline.store import TokenStore
-from tests.command import ROOT, framefold, report, running
+from tests.command import ROOT, afresh, framefold, report, running
 from tests.gate import gate
 from tests.models import tiny_checkpoint
 from tests.tables import SPEC
@@ -35,31 +35,31 @@ def one_line(ran: subprocess.CompletedProcess[str], *words: str) -> None:
 
 def test_help_lists_every_command_at_once() -> None:
     """Within a second on two busy cores, since nothing heavy is imported."""
-    ran = framefold("--help")
+    ran = afresh("--help")
     assert ran.returncode == 0
     assert all(name in ran.stdout for name in COMMANDS)
-    assert framefold().returncode == 2
-    assert framefold("--version").stdout.startswith("framefold ")
+    assert afresh().returncode == 2
+    assert afresh("--version").stdout.startswith("framefold ")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_its_flags(name: str) -> None:
     """And none of them starts Ray for it."""
-    ran = framefold(name, "--help")
+    ran = afresh(name, "--help")
     assert ran.returncode == 0, ran.stderr
     assert f"framefold {name}" in ran.stdout
 
 
 def test_what_help_and_errors_call_a_positional_is_its_name() -> None:
     """`STR` would tell nobody that a corpus is missing."""
-    assert "[OPTIONS] CORPUS\n" in framefold("encode", "--help").stdout
-    assert "CORPUS" in framefold("encode", "--store", "x", "--model", "y").stderr
-    assert "[OPTIONS] QUESTIONS\n" in framefold("answer", "--help").stdout
+    assert "[OPTIONS] CORPUS\n" in afresh("encode", "--help").stdout
+    assert "CORPUS" in afresh("encode", "--store", "x", "--model", "y").stderr
+    assert "[OPTIONS] QUESTIONS\n" in afresh("answer", "--help").stdout
 
 
 def test_help_behind_a_verb_of_the_store_shows_the_verb_in_its_usage() -> None:
     """What is shown can be typed."""
-    ran = framefold("store", "gc", "--help")
+    ran = afresh("store", "gc", "--help")
     assert ran.returncode == 0
     usage = " ".join(ran.stdout.split("\n\n")[0].split())
     assert usage.endswith("{ls,stats,show,verify,repair,compact,gc,retry,export} STORE [VIDEO]")
@@ -118,19 +118,19 @@ def test_encode_then_answer_then_evaluate_in_this_process(model: str, tmp_path: 
     store, out = str(tmp_path / "store"), str(tmp_path / "out")
     encode = ["encode", f"{VIDEOS}/*.[mwa]*", "--store", store, "--model", model, "--reducer", "spatial(k=4)"]
     encode += ["--runner", "local"]
-    first = framefold(*encode)
+    first = afresh(*encode)
     told = report(first)
     assert first.returncode == 1, first.stderr
     assert (told["videos"], told["committed"], told["left"]) == (16, 14, 0)
     assert told["failed_by_class"] == {"CORRUPT": 1, "NO_VIDEO_STREAM": 1}
     assert "encode 16/16" in first.stderr
-    second = framefold(*encode, "--max-failed", "2")
+    second = afresh(*encode, "--max-failed", "2")
     assert second.returncode == 0
     assert report(second)["this_run"].keys() == {"seconds"}
     asked = [{"video_id": v, "question": "what is it", "question_id": q} for v, q in (("testsrc2", "1"), ("gone", "2"))]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, asked)))
     answer = ["answer", str(tmp_path / "q.jsonl"), "--store", store, "--out", out, "--model", model, "--runner", "local"]
-    told = report(framefold(*answer))
+    told = report(afresh(*answer))
     assert told["statuses"] == {"missing_video": 1, "ok": 1}
     assert told["missing_videos"] == 1
     again = report(framefold(*answer, "--max-unanswered", "0"))
