@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.golden.__main__ import judge
+from tests.golden.__main__ import judge, main
 from tests.golden.cases import Case, read_cases
 
 ROOT = Path(__file__).parents[1]
@@ -47,14 +47,14 @@ def one_case(folder: Path, **changes: object) -> Path:
 
 
 def test_the_runner_counts_what_passes_fails_and_is_skipped(tmp_path: Path) -> None:
-    """The last line is what scripts read, the exit code what they trust."""
+    """The last line is what scripts read, the exit code what they trust: from a process of its own."""
     good, unknown = one_case(tmp_path / "good"), one_case(tmp_path / "unknown", method="not_built_yet")
     ran = run(good, unknown)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines()[-1] == "1 passed, 0 failed, 1 skipped"
 
 
-def test_a_wrong_output_is_a_named_failure(tmp_path: Path) -> None:
+def test_a_wrong_output_is_a_named_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One value off by more than the tolerance: exit 1, and the line names case and output."""
     folder = one_case(tmp_path / "bad")
     path = next(folder.glob("*.safetensors"))
@@ -62,16 +62,16 @@ def test_a_wrong_output_is_a_named_failure(tmp_path: Path) -> None:
     tensors["out.tokens"] = tensors["out.tokens"].clone()
     tensors["out.tokens"].view(-1)[3] += 0.5
     save_file(tensors, path)
-    ran = run(folder)
-    assert ran.returncode == 1
-    assert "tokens" in ran.stdout
-    assert ran.stdout.splitlines()[-1] == "0 passed, 1 failed, 0 skipped"
+    assert main([str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "tokens" in said
+    assert said.splitlines()[-1] == "0 passed, 1 failed, 0 skipped"
 
 
 def test_a_directory_without_cases_is_an_error(tmp_path: Path) -> None:
     """Neither passed nor skipped."""
-    assert run(tmp_path).returncode == 2
-    assert run().returncode == 2
+    assert main([str(tmp_path)]) == 2
+    assert main([]) == 2
 
 
 def test_half_of_the_cases_have_ties_or_odd_shapes() -> None:
