@@ -2,7 +2,7 @@
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -19,8 +19,8 @@ from jobs.metering import BUCKETS, Meter
 from jobs.timing import SPENT, spent, timed
 from pipeline.errors import ConfigError
 from tests.command import ROOT, framefold, report
-from tests.jobs.test_ray import environment, free_port, submit, wait_for
 from tests.models import tiny_checkpoint
+from tests.ray_head import Head, environment, ray_head, submit
 
 VIDEOS = ROOT / "tests" / "videos"
 Labels = tuple[tuple[str, str], ...]
@@ -166,27 +166,12 @@ def test_seconds_travel_with_rows_however_these_are_cut_and_joined() -> None:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
-    """A Ray head on private ports; yields its address, that of its job server, and the URL that Prometheus would scrape."""
-    folder = Path("/tmp") / f"fm{os.getpid()}"  # short: Ray's sockets live below it
+def head() -> Iterator[Head]:
+    folder = Path("/tmp") / f"fm{os.getpid()}"
     folder.mkdir(exist_ok=True)
-    ports = [free_port() for _ in range(4)]
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
-    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
-    command += [f"--metrics-export-port={ports[3]}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"]
-    command += [f"--temp-dir={folder}/head"]
-    with (tmp_path_factory.mktemp("head") / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment(str(folder)), stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(ports[1])
-        wait_for(ports[3])
-        yield f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", f"http://127.0.0.1:{ports[3]}/metrics"
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+    with ray_head(str(folder)) as found:
+        yield found
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def on_ray(folder: Path, *args: str) -> dict[str, Any]:
@@ -217,13 +202,13 @@ def scraped(url: str) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_a_scrape_of_ray_sees_the_series_of_jobs_that_have_ended(head: tuple[str, ...], tmp_path: Path, model: str) -> None:
+@pytest.mark.timeout(1200)
+def test_a_scrape_of_ray_sees_the_series_of_jobs_that_have_ended(head: Head, tmp_path: Path, model: str) -> None:
     """Counters and histograms of a driver that joins and of one submitted, as in the file; never the name of a video."""
     corpus(tmp_path / "videos")
     (tmp_path / "q.csv").write_text("video_id,question\nsecretname1,what is it\nsecretname2,what is it\nelse,who\n")
-    file, (address, jobs, url) = tmp_path / "encode.prom", head
-    told = on_ray(tmp_path, *encoding(tmp_path, model, "--address", address, "--metrics-file", str(file)))
+    file, url = tmp_path / "encode.prom", head.metrics
+    told = on_ray(tmp_path, *encoding(tmp_path, model, "--address", head.address, "--metrics-file", str(file)))
     assert told["committed"] == 2
     for text, prefix in ((scraped(url), "ray_framefold"), (file.read_text(), "framefold")):
         assert samples(text, f"{prefix}_videos_total", "status", "error_class") == OUTCOMES
@@ -232,7 +217,7 @@ def test_a_scrape_of_ray_sees_the_series_of_jobs_that_have_ended(head: tuple[str
         assert counts == {("decode", "encode"): 3, ("tower", "encode"): 2, ("reduce", "encode"): 2, ("commit", "encode"): 1}
         assert "secretname" not in text
     shared = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--model", model, "--max-new-tokens", "2"]
-    told = submitted(jobs, tmp_path, "nightly-8", "jobs.answer", str(tmp_path / "q.csv"), *shared)
+    told = submitted(head.jobs, tmp_path, "nightly-8", "jobs.answer", str(tmp_path / "q.csv"), *shared)
     wanted = {(status, "answer"): float(count) for status, count in told["statuses"].items()}
     text = scraped(url)
     assert samples(text, "ray_framefold_questions_total", "status", "command") == wanted

@@ -1,11 +1,9 @@
 """The jobs on a real Ray: submitted to a head, killed in the middle, run twice at once; videos on disk and on S3."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +21,7 @@ from pipeline.verify import verify
 from tests.gate import gate
 from tests.jobs.crowd import POOLS
 from tests.models import tiny_checkpoint
-from tests.ports import free_ports
+from tests.ray_head import end_group, environment, ray_head, submit
 
 ROOT = Path(__file__).parents[2]
 VIDEOS = ROOT / "tests" / "videos"
@@ -45,12 +43,6 @@ def ray_folder() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def environment(ray_folder: str) -> dict[str, str]:
-    found = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return {**found, "PYTHONPATH": paths, "RAY_TMPDIR": ray_folder, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-
-
 @pytest.fixture
 def start(ray_folder: str) -> Iterator[Start]:
     """Starts jobs in process groups of their own; what is left of a group is killed after the test."""
@@ -65,15 +57,6 @@ def start(ray_folder: str) -> Iterator[Start]:
     yield start
     for job in started:
         end_group(job)
-
-
-def end_group(leader: subprocess.Popen[Any]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader.pid, signal.SIGKILL)
-    leader.wait()
-    for pipe in (leader.stdout, leader.stderr):
-        if pipe is not None:
-            pipe.close()
 
 
 def finished(job: subprocess.Popen[str]) -> dict[str, Any]:
@@ -218,44 +201,11 @@ def test_as_many_jobs_as_may_run_fit_on_two_cpus_and_one_more_waits_its_turn(tmp
     assert f"{JOBS} jobs run on this cluster already" in ran.stderr
 
 
-HEAD = """
-import sys
-import ray
-told = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1]), "_temp_dir": sys.argv[2]}
-ray.init("local", num_cpus=2, _node_ip_address="127.0.0.1", **told)
-sys.stdin.read()
-"""
-"""A head as `ray start` has it, but for the server of `ray://`, which no job here needs: it gives up on a node that takes 30 s
-to start, and `ray start --block` ends with it."""
-
-
 @pytest.fixture(scope="module")
 def head(ray_folder: str) -> Iterator[str]:
-    """A Ray head with its job server on a private port; yields the address for `ray job submit`."""
-    (port,) = free_ports(1)
-    command = [sys.executable, "-c", HEAD, str(port), f"{ray_folder}/head"]
-    patient = {**environment(ray_folder), "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600", "RAY_USAGE_STATS_ENABLED": "0"}
-    with (Path(ray_folder) / "head.log").open("wb") as log:
-        told = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log, "start_new_session": True}
-        process = subprocess.Popen(command, cwd=ROOT, env=patient, **told)
-    try:
-        wait_for(port, process, Path(log.name))
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(120)
-        end_group(process)
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    while True:
-        assert process.poll() is None, log.read_text()
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
+    """A Ray head with its job server; yields the address for `ray job submit`."""
+    with ray_head(ray_folder) as found:
+        yield found.jobs
 
 
 def test_a_submitted_job_encodes_and_a_second_submit_is_refused(head: str, tmp_path: Path, model: str, ray_folder: str) -> None:
@@ -275,9 +225,3 @@ def test_a_submitted_job_encodes_and_a_second_submit_is_refused(head: str, tmp_p
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert '"statuses": {"ok": 2}' in ran.stdout
     assert len((out / "answers.jsonl").read_text().splitlines()) == 2
-
-
-def submit(head: str, ray_folder: str, name: str, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", head, "--submission-id", name]
-    command += ["--working-dir", str(ROOT), "--", sys.executable, "-m", *args]
-    return subprocess.run(command, env=environment(ray_folder), capture_output=True, text=True, check=False)
