@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, check_at_least_one, video_codes
 from pipeline.identity import adopt
 from pipeline.local import encode_units
 from pipeline.reach import check_reachable
-from pipeline.segments import Durations, check_seconds, cut
+from pipeline.segments import Durations, check_seconds, cut, outdated
 from pipeline.store import Commit, TokenStore
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ def encoded(job: EncodeJob, meter: Meter) -> tuple[pa.Table, Report]:
     spec = encode_spec(config, job.decode, checkpoint)
     store = TokenStore.create(job.store, spec, job.options)
     corpus = in_segments(job, listed, checkpoint.preprocessing().side_px)
+    _withdraw(store, outdated(store.index.with_status("committed"), corpus))
     missing = store.missing(corpus, video_codes(job.retry))
     todo = adopt(store, missing, job.options) if job.identity == "content" else missing
     what = "videos" if job.segments is None else f"segments of {listed.num_rows} videos"
@@ -124,6 +125,13 @@ def encoded(job: EncodeJob, meter: Meter) -> tuple[pa.Table, Report]:
     store.refresh()
     report = _report(job, store, corpus, progress, stopped)
     return corpus, {**report, "same_content": missing.num_rows - todo.num_rows}
+
+
+def _withdraw(store: TokenStore, gone: pa.Table) -> None:
+    """Commit failures in the place of entries that no video stands for any more."""
+    if gone.num_rows:
+        logger.info("%d entries of replaced videos are withdrawn, first %s", gone.num_rows, gone["video_id"][0].as_py())
+        store.commit(gone)
 
 
 def in_segments(job: EncodeJob, corpus: pa.Table, side_px: int) -> pa.Table:

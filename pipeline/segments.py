@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError
 from pipeline.filesystem import create_exclusive, open_root, read_folder, remove
 from pipeline.redaction import redact
-from pipeline.schema import CORPUS
+from pipeline.schema import CORPUS, ENCODED
 
 FRAGMENT = re.compile(r"(?P<name>.+)#t=(?P<start>\d+\.\d{3}),(?P<end>\d+\.\d{3})", re.DOTALL)
 SHORTEST = 0.5
@@ -179,3 +180,26 @@ def cut(
         found += [row] if length is None else segment_rows(row, length, seconds)
     durations.tidy()
     return pa.Table.from_pylist(found, schema=CORPUS)
+
+
+def outdated(committed: pa.Table, corpus: pa.Table) -> pa.Table:
+    """Return what takes the place of entries of earlier states of these videos: rows of `schema.ENCODED`, failures all.
+
+    A film that was replaced by a shorter one has fewer segments; what is stored of the others would be served for ever. So
+    would a whole film that is segments now, and the other way round.
+
+    Args:
+        committed: video_id and source_hint of what is committed.
+        corpus: rows of `schema.CORPUS`, as they are to be encoded.
+    """
+    if not any(pc.any(pc.match_substring(ids, "#t=")).as_py() for ids in (committed["video_id"], corpus["video_id"])):
+        return ENCODED.empty_table()
+    listed = set(corpus["video_id"].to_pylist())
+    now = {span_of(row["video_id"])[0]: (span_of(row["uri"])[0], row["source_hint"]) for row in corpus.to_pylist()}
+    found = []
+    for name, hint in zip(committed["video_id"].to_pylist(), committed["source_hint"].to_pylist(), strict=True):
+        uri, state = now.get(span_of(name)[0], ("", "{}"))
+        if name not in listed and state not in ("{}", hint):
+            failure = {"error_class": "EMPTY", "error": "the video was replaced, and this is no part of it now"}
+            found.append({"video_id": name, "uri": uri, "source_hint": state, **failure})
+    return pa.Table.from_pylist(found, schema=ENCODED)
