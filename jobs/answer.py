@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
 import tyro
@@ -30,6 +30,9 @@ from pipeline.filesystem import open_root
 from pipeline.reach import check_reachable
 from pipeline.selection import check_selection
 from pipeline.store import TokenStore
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 ANSWER, COMMIT = timed(Answer, "answer"), timed(CommitAnswers, "commit")
@@ -106,11 +109,7 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, meter: Meter, *
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)
     checkpoint.check_tokenizer()
-    config = _placed(job)
-    if config.engine == "vllm":
-        from pipeline.engine_vllm import check_vllm
-
-        check_vllm(checkpoint, config.device, config.vllm)
+    config = check_engine(job, checkpoint)
     if asked["turn"].null_count < asked.num_rows:
         check_turns(job.answer)
     check_selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint))
@@ -156,9 +155,17 @@ def _asked(job: AnswerJob, store: TokenStore) -> pa.Table:
     return with_history(joined).append_column("payload_sha256", pa.array(digests, pa.string()))
 
 
-def _placed(job: AnswerJob) -> AnswerConfig:
-    """Return the answer config with device and dtype decided, for where the engines will run."""
-    return placed(job.answer, job.cluster, job.gpus_per_engine, "--gpus-per-engine")
+def check_engine(job: AnswerJob, checkpoint: "Checkpoint") -> AnswerConfig:
+    """Return the answer config with device and dtype decided, for where the engines will run.
+
+    Raises ConfigError where the engine is not installed there, or cannot run the checkpoint.
+    """
+    config = placed(job.answer, job.cluster, job.gpus_per_engine, "--gpus-per-engine")
+    if config.engine == "vllm":
+        from pipeline.engine_vllm import check_vllm
+
+        check_vllm(checkpoint, config.device, config.vllm)
+    return config
 
 
 def _locally(

@@ -31,6 +31,7 @@ from pipeline.segments import check_seconds, span_of
 from pipeline.selection import SelectConfig, check_selection
 from pipeline.store import TokenStore
 from pipeline.views import View, Views
+from pipeline.vllm_settings import VllmConfig
 
 QUESTION_ID = "caption"
 
@@ -60,8 +61,15 @@ class CaptionJob:
     """Longest caption, in tokens."""
     answer_dtype: str = "auto"
     """Compute type of the language model: float32, bfloat16, float16; auto is bfloat16 on a GPU and float32 without one."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What runs the language model; vllm needs `pip install 'framefold[vllm]'`."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     budget: int | None = None
     """Tokens per video that the model sees, folded from entries of nest."""
+    coverage: float | None = None
+    """Instead of a budget: as many tokens as explain this share of each video, e.g. 0.9. Entries of nest."""
+    identity: Literal["name", "content"] = "name"
+    """content: a renamed or copied video is known by the SHA-256 of its bytes and not encoded again; not with segments."""
     segments: float | None = None
     """Cut each video into segments of so many seconds; each gets a caption, and each video subtitles."""
     decoders: int = 1
@@ -114,7 +122,9 @@ def _checked(job: CaptionJob, meter: Meter) -> Report:
 
     answering = _answering(job)
     check_reachable([job.corpus, job.store, job.out], job.options)
-    Checkpoint.open(job.encode.model, job.encode.revision).check_tokenizer()
+    checkpoint = Checkpoint.open(job.encode.model, job.encode.revision)
+    checkpoint.check_tokenizer()
+    answer.check_engine(answering, checkpoint)
     check_selection(answering.answer.select, {"reducer": describe(parse_reducer(job.encode.reducer))}, None)
     if job.cluster.runner == "ray":
         with cluster(job.cluster):  # one Ray for both halves
@@ -155,7 +165,7 @@ def _run(job: CaptionJob, answering: AnswerJob, meter: Meter) -> Report:
 
 def _encoding(job: CaptionJob) -> EncodeJob:
     same = ("corpus", "store", "encode", "decode", "cluster", "decoders", "encoders", "gpus_per_encoder", "videos_per_unit")
-    kept = {name: getattr(job, name) for name in (*same, "segments", "retry", "storage_options")}
+    kept = {name: getattr(job, name) for name in (*same, "segments", "identity", "retry", "storage_options")}
     return EncodeJob(**kept, max_failed=sys.maxsize)
 
 
@@ -165,9 +175,11 @@ def _answering(job: CaptionJob) -> AnswerJob:
         revision=job.encode.revision,
         prompt=PromptTemplate(style=job.style),
         max_new_tokens=job.max_new_tokens,
+        engine=job.engine,
+        vllm=job.vllm,
         dtype=job.answer_dtype,
         device=job.encode.device,
-        select=SelectConfig(budget=job.budget),
+        select=SelectConfig(budget=job.budget, coverage=job.coverage),
     )
     same = {name: getattr(job, name) for name in ("store", "out", "cluster", "engines", "gpus_per_engine", "storage_options")}
     unit = max(1, min(job.videos_per_unit, 8))

@@ -166,3 +166,20 @@ def test_an_unknown_engine_and_a_part_of_a_gpu_are_refused() -> None:
     AnswerJob(**{**asked, "answer": shared}, gpus_per_engine=2)
     with pytest.raises(ConfigError, match="expected gpus_per_engine 0 or 2, got 1"):
         AnswerJob(**{**asked, "answer": shared}, gpus_per_engine=1)
+
+
+@needs_vllm
+@pytest.mark.timeout(1200)
+def test_both_engines_caption_alike(tmp_path: Path) -> None:
+    """From the command line; encoded once, captioned by each."""
+    encoded(tmp_path)
+    args = ["caption", str(tmp_path / "corpus" / "videos"), "--store", str(tmp_path / "store"), "--model", MODEL]
+    args += ["--reducer", "spatial(k=4)", "--max-new-tokens", "8", "--runner", "local"]
+    found = []
+    for engine in ("transformers", "vllm"):
+        out = tmp_path / engine
+        told = report(framefold(*args, "--out", str(out), "--engine", engine, FRAMEFOLD_CACHE=str(tmp_path / "cache")))
+        assert (told["captioned"], "committed" in told["encode"]["this_run"]) == (2, False)
+        rows = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+        found.append([(row["video_id"], row["caption"]) for row in rows])
+    assert found[0] == found[1]

@@ -1,6 +1,7 @@
 """What a caption run says while it works: a person reads of videos and captions, not of questions and answers."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,4 +37,32 @@ def test_a_file_in_the_place_of_the_captions_is_told_before_anything_is_encoded(
     place = {"corpus": str(tmp_path / "videos"), "store": str(tmp_path / "store"), "out": str(tmp_path / "out")}
     with pytest.raises(ConfigError, match="a file stands where the folder"):
         caption.run(CaptionJob(**place, encode=config, cluster=ClusterConfig(runner="local")))
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_a_nightly_run_may_set_reaches_both_halves(tmp_path: Path) -> None:
+    """A renamed copy is not encoded again; each video shows what it needs, which is another set of captions than a budget."""
+    (tmp_path / "videos").mkdir()
+    shutil.copy2(VIDEOS / "testsrc2.mp4", tmp_path / "videos" / "a.mp4")
+    config = EncodeConfig(model=tiny_checkpoint(tmp_path / "tiny"), reducer="nest(keep=16,superset=16)", device="cpu")
+    place = {"corpus": str(tmp_path / "videos"), "store": str(tmp_path / "store"), "out": str(tmp_path / "out")}
+    given = {**place, "encode": config, "cluster": ClusterConfig(runner="local"), "max_new_tokens": 2, "identity": "content"}
+    first = caption.run(CaptionJob(**given, budget=8))
+    shutil.copy2(VIDEOS / "testsrc2.mp4", tmp_path / "videos" / "b.mp4")
+    second = caption.run(CaptionJob(**given, coverage=0.5))
+    assert (first["encode"]["this_run"]["committed"], second["encode"]["same_content"]) == (1, 1)
+    assert second["captioned"] == 2
+    assert first["answer"]["answers_fingerprint"] != second["answer"]["answers_fingerprint"]
+    with pytest.raises(ConfigError, match="expected one of budget, coverage"):
+        caption.run(CaptionJob(**given, coverage=0.5, budget=8))
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
+def test_without_vllm_it_is_asked_for_before_anything_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    shutil.copy2(VIDEOS / "testsrc2.mp4", tmp_path / "videos")
+    config = EncodeConfig(model=tiny_checkpoint(tmp_path / "tiny"), reducer="nest(keep=16,superset=16)", device="cpu")
+    place = {"corpus": str(tmp_path / "videos"), "store": str(tmp_path / "store"), "out": str(tmp_path / "out")}
+    with pytest.raises(ConfigError, match="the engine vllm is not installed"):
+        caption.run(CaptionJob(**place, encode=config, cluster=ClusterConfig(runner="local"), engine="vllm"))
     assert not (tmp_path / "store").exists()
