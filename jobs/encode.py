@@ -31,7 +31,7 @@ from pipeline.store import Commit, TokenStore
 logger = logging.getLogger(__name__)
 SHOWN = 10
 STEP = 8
-"""Videos that are measured together."""
+"""Videos that a decoder takes at a time: few, so that a small corpus keeps all decoders busy."""
 DECODE, ENCODE, COMMIT = timed(Decode, "decode"), timed(Encode, "encode"), timed(Commit, "commit")
 
 
@@ -164,7 +164,7 @@ def _locally(
         ENCODE(job.encode),
         COMMIT(job.store, spec, job.options),
         decoders=job.decoders,
-        videos_per_step=min(job.encode.clips_together, job.videos_per_unit),
+        videos_per_step=min(STEP, job.encode.clips_together, job.videos_per_unit),
         videos_at_once=min(job.encode.clips_at_once, job.videos_per_unit),
         videos_per_unit=job.videos_per_unit,
         stop=stop,
@@ -174,7 +174,7 @@ def _locally(
 def _on_ray(
     job: EncodeJob, todo: pa.Table, spec: dict[str, Any], side_px: int, stop: threading.Event
 ) -> Generator[pa.Table, None, None]:
-    step = min(job.encode.clips_together, job.videos_per_unit)
+    step = min(STEP, job.encode.clips_together, job.videos_per_unit)
     with cluster(job.cluster) as cpus, turn(job.cluster, stop) as waited:
         check_gpus(job.encoders * job.gpus_per_encoder)
         if waited:  # perhaps for the same job
