@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, get_args
 
 from pipeline.errors import ConfigError
@@ -53,7 +54,7 @@ def log_format(args: Sequence[str]) -> LogFormat:
 
     What is no format stays text here, and is refused where flags are parsed. Raises ConfigError for a wrong variable.
     """
-    given = [after for word, after in zip(args, [*args[1:], ""], strict=True) if _is_flag(word)]
+    given = [after for word, after in pairwise([*args, ""]) if _is_flag(word)]
     given += [word.partition("=")[2] for word in args if _is_flag(word.partition("=")[0]) and "=" in word]
     if given:
         return "json" if given[-1] == "json" else "text"

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.encode import EncodeJob
 from jobs.launch import parse
-from jobs.logs import run_id
+from jobs.logs import log_format, run_id
 from pipeline.errors import ConfigError
 from tests.command import ROOT, environment, framefold
 from tests.jobs.test_launch import JOB, SECRET
@@ -66,6 +66,15 @@ def test_a_line_is_an_object_with_time_level_logger_and_message(options: tuple[s
     (line,) = lines(ran)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
     assert line == {"level": "WARNING", "logger": "x", "message": "the driver said *** here"}
+
+
+@pytest.mark.parametrize(
+    ("args", "told"), [((), "text"), (("x",), "text"), (("--log-format",), "text"), (("--log-format", "json"), "json")]
+)
+def test_the_format_is_read_from_any_command_line(args: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one, and one that breaks off."""
+    monkeypatch.delenv("FRAMEFOLD_LOG_FORMAT", raising=False)
+    assert log_format(args) == told
 
 
 def test_a_flag_wins_over_the_environment_and_a_wrong_format_is_refused() -> None:
