@@ -7,6 +7,7 @@ make that impossible: at most `JOBS` jobs have a turn on a cluster at a time, an
 import logging
 import os
 import secrets
+import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,18 +97,27 @@ def cluster(config: ClusterConfig) -> Iterator[list[float]]:
 
 @contextmanager
 def _our_handlers() -> Iterator[None]:
-    """Keep Ray 2.60 from putting a handler of its own in the place of ours.
+    """Keep our handlers of signals while Ray 2.60 starts, which puts two of its own in their place.
 
-    It raises SystemExit wherever `ray.init` happens to be: at best the process ends with 15 and no word, at worst a hook of
-    `fork` swallows it, with the lock of `logging` taken: the job goes on, and every other thread that logs waits for ever.
+    Python's raises SystemExit wherever `ray.init` happens to be: at best the process ends with 15 and no word, at worst a hook
+    of `fork` swallows it, with the lock of `logging` taken: the job goes on, and every other thread that logs waits for ever.
+    The one of its C++ core prints where the process is, and aborts it three seconds later.
     """
     from ray._private import utils
 
-    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def put_back(*_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, put_back
     try:
         yield
     finally:
         utils.set_sigterm_handler = theirs
+        put_back()
 
 
 def _check_reachable(address: str) -> None:

@@ -146,7 +146,8 @@ def test_a_terminated_driver_says_so_and_leaves_the_rest_to_the_next_run(tmp_pat
         wait_for_a_unit(store, job)
         job.terminate()
         assert job.stderr is not None
-        assert any("SIGTERM" in line for line in job.stderr)  # it has taken notice
+        heard = next(line for line in job.stderr if "SIGTERM" in line)
+        assert heard.startswith("framefold: "), "a handler of Ray's, which aborts the process three seconds later"
         videos.let(12)  # for a unit to finish, of which it hears if it heard of all before the signal
         told = finished(job)
     assert job.returncode == told["exit_code"] == 3
@@ -166,7 +167,7 @@ def test_a_driver_terminated_while_ray_starts_says_so(tmp_path: Path, model: str
             time.sleep(0.01)
         job.terminate()
         assert job.stderr is not None
-        assert any("SIGTERM" in line for line in job.stderr)
+        assert any("framefold: SIGTERM" in line for line in job.stderr)
         videos.let(1)  # should the signal have come late, the driver waits for a unit
         told = finished(job)
     assert job.returncode == told["exit_code"] == 3
