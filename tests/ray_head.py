@@ -16,10 +16,13 @@ from tests.command import ROOT
 from tests.ports import free_ports
 
 HEAD = """
-import sys
+import sys, time
 import ray
+from ray.experimental.internal_kv import _internal_kv_list
 told = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1]), "_temp_dir": sys.argv[3]}
 ray.init("local", num_cpus=2, _node_ip_address="127.0.0.1", _metrics_export_port=int(sys.argv[2]), **told)
+while not _internal_kv_list(b"DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX:", namespace=b"dashboard"):
+    time.sleep(0.1)  # until the agent is there to which jobs are given
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
