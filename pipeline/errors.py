@@ -1,7 +1,8 @@
 """What can go wrong, told apart by who can mend it.
 
 `PipelineError` is the root. `ConfigError`: the operator can fix it, nothing was written, exit 2. `StoreError`: stored
-bytes cannot be trusted, stop. `VideoError`: this one video only; its code becomes a row and the run goes on.
+bytes cannot be trusted; where one entry is asked about, only its own questions wait. `StorageError`, one of them: storage
+itself fails, stop. `VideoError`: this one video only; its code becomes a row and the run goes on.
 """
 
 from collections.abc import Iterable

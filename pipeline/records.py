@@ -124,5 +124,5 @@ def required_texts(records: list[Record], column: str, path: str, *, blank: bool
 def _required(record: Record, column: str, path: str, number: int, blank: bool) -> str:
     text = optional_text(record.get(column))
     if text is None or not (blank or text.strip()):
-        raise ConfigError(f"{path}: a row has no {column}: row {number}, {str(record)[:120]}")
+        raise ConfigError(f"{path}: row {number} has no {column}: {str(record)[:120]}")
     return text

@@ -25,6 +25,7 @@ class Watch:
 
     def take(self) -> dict[str, float]:
         """Return the seconds since they were last taken."""
-        found = dict(self.spent)
-        self.spent.clear()
+        with self.lock:
+            found = dict(self.spent)
+            self.spent.clear()
         return found

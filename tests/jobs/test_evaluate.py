@@ -230,7 +230,7 @@ def test_two_predictions_for_one_question_need_a_decision(tmp_path: Path) -> Non
         ([{"question_id": "z", "answer": "yes"}], "none of the 1 predicted"),
         ([{"question": "z", "answer": "yes"}], "expected a column question_id or id"),
         ([{"question_id": "q1", "text": "yes"}], "expected a column prediction or pred or answer"),
-        ([{"question_id": None, "answer": "yes"}], "a row has no question_id"),
+        ([{"question_id": None, "answer": "yes"}], "row 1 has no question_id"),
     ],
 )
 def test_predictions_that_cannot_be_joined_are_refused(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:

@@ -71,7 +71,7 @@ def test_the_same_question_asked_twice_gets_two_ids(tmp_path: Path) -> None:
         ("q.txt", "what?", "expected .json"),
         ("q.parquet", "not parquet", "cannot read"),
         ("q.csv", "clip,text\na,b", "cannot tell the layout"),
-        ("q.json", '[{"video_id": "a", "question": null}]', "a row has no question"),
+        ("q.json", '[{"video_id": "a", "question": null}]', "row 1 has no question"),
         ("q.json", b"\xff\xfe".decode("latin1"), "cannot read"),
     ],
 )
