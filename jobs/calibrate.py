@@ -11,7 +11,8 @@ import tyro
 from jobs.launch import DONE, FAILED, Report, launch, storage_options
 from pipeline.calibrate import Measured, draw, measure, quantiles
 from pipeline.corpus import read_corpus
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.device import here
 from pipeline.encode import EncodeConfig
 from pipeline.errors import ConfigError

@@ -21,7 +21,7 @@ from jobs.launch import STOPPED, Report, exit_code, launch, storage_options
 from jobs.metering import Meter, metered
 from pipeline.answer import AnswerConfig
 from pipeline.answers import QUESTIONS_ASKED
-from pipeline.decode import DecodeConfig
+from pipeline.decode.config import DecodeConfig
 from pipeline.encode import EncodeConfig, parse_reducer
 from pipeline.errors import ConfigError
 from pipeline.filesystem import open_root

@@ -19,7 +19,8 @@ from jobs.metering import Meter, metered
 from jobs.progress import Progress
 from jobs.timing import timed
 from pipeline.corpus import read_corpus
-from pipeline.decode import Decode, DecodeConfig, Measure
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode, Measure
 from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec, parse_reducer
 from pipeline.errors import ConfigError, check_at_least_one, video_codes
 from pipeline.identity import adopt

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.decode import Decode
+from pipeline.decode.stage import Decode
 
 if TYPE_CHECKING:  # torch loads when clips are measured, not when a flag is parsed
     import torch

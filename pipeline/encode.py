@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from pipeline.columns import columns, failure, hosted
-from pipeline.decode import DecodeConfig, decode_spec
+from pipeline.decode.config import DecodeConfig, decode_spec
 from pipeline.device import check_device, check_dtype, device_here, dtype_on
 from pipeline.errors import ConfigError, check_at_least_one
 from pipeline.schema import ENCODED, SCHEMA_VERSION

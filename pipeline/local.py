@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pyarrow as pa
 
-from pipeline.decode import Decode
+from pipeline.decode.stage import Decode
 from pipeline.stage import Stage
 
 

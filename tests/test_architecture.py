@@ -14,7 +14,7 @@ LAYERS = {"reducers": {"reducers"}, "pipeline": {"reducers", "pipeline"}, "jobs"
 HOMES = {
     "ray": ("jobs/",),
     "tyro": ("jobs/",),
-    "decord": ("pipeline/decoders",),
+    "decord": ("pipeline/decode/",),
     "transformers": (
         "pipeline/vision.py",
         "pipeline/joint.py",

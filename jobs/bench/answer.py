@@ -21,7 +21,8 @@ from jobs.bench.machine import describe, peak_bytes, reset_peak, say
 from jobs.bench.roofline import read_flops, tower_flops
 from jobs.launch import Report, launch
 from pipeline.checkpoint import Checkpoint
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.engine import VideoQuestions
 from pipeline.prompts import PromptTemplate
 from pipeline.vllm_settings import installed_vllm

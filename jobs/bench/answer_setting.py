@@ -18,7 +18,8 @@ from pipeline.answer import Answer, AnswerConfig
 from pipeline.answers import QUESTIONS_ASKED
 from pipeline.checkpoint import Checkpoint
 from pipeline.corpus import read_corpus
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.device import StepKind, check_present, device_here
 from pipeline.encode import Encode, EncodeConfig, encode_spec
 from pipeline.engine import Engine, TransformersEngine

@@ -13,7 +13,8 @@ from jobs.calibrate import CalibrateJob, main, run
 from jobs.demo import MODEL
 from pipeline.calibrate import draw
 from pipeline.checkpoint import Checkpoint
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.errors import ConfigError
 from pipeline.schema import CORPUS
 from pipeline.shapes.corpus import write_corpus

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pipeline.decode import Decode
+    from pipeline.decode.stage import Decode
     from pipeline.engine_vllm import VllmEngine
 
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator["Decode"]:
     """Decodes to 56 pixels a side; one for all tests of a module."""
-    from pipeline.decode import Decode, DecodeConfig
+    from pipeline.decode.config import DecodeConfig
+    from pipeline.decode.stage import Decode
 
     with Decode(DecodeConfig(deadline_s=60), side_px=56) as stage:
         yield stage

@@ -9,7 +9,8 @@ import torch
 
 from pipeline.calibrate import draw, measure, quantiles
 from pipeline.checkpoint import Checkpoint
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.schema import CORPUS
 from pipeline.vision import Tower
 from tests.models import tiny_checkpoint

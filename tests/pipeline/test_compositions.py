@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.decode import DecodeConfig
+from pipeline.decode.config import DecodeConfig
 from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec
 from pipeline.fingerprint import fingerprint
 from pipeline.schema import DECODED

@@ -8,12 +8,13 @@ import av
 import numpy as np
 import pytest
 
-from pipeline import containers, decoders
 from pipeline.corpus import read_corpus
-from pipeline.decode import LIMITS, Decode, DecodeConfig, decode_spec
+from pipeline.decode import backends, container
+from pipeline.decode.config import LIMITS, DecodeConfig, decode_spec
+from pipeline.decode.sampling import frame_indices
+from pipeline.decode.stage import Decode
+from pipeline.decode.transforms import fit_square
 from pipeline.errors import VIDEO_CODES, ConfigError, VideoError
-from pipeline.pixels import fit_square
-from pipeline.sampling import frame_indices
 from pipeline.schema import DECODED
 from pipeline.sources import demuxer_of, fetch
 from tests.http_server import http_server
@@ -83,12 +84,12 @@ def test_seeking_gives_the_frames_of_full_decoding_or_steps_back(name: str, poli
     path = VIDEOS / name if name in GOOD else long_video(tmp_path / "long.mkv", name.split()[1])
     config = DecodeConfig(policy=policy, decoder="pyav")
     demuxer = demuxer_of(path.read_bytes()[:4096])
-    found = containers.probe(path, demuxer, config)
-    fast = decoders._read_seeking(path, demuxer, found, config) if found.times and not found.hidden else None
+    found = container.probe(path, demuxer, config)
+    fast = backends._read_seeking(path, demuxer, found, config) if found.times and not found.hidden else None
     if fast is None:
         assert name in ("discard_first_keyframe.mp4", "corrupted.mp4", "h265_video.mp4")
         return
-    slow, _ = decoders._read_pyav(path, demuxer, found, config)
+    slow, _ = backends._read_pyav(path, demuxer, found, config)
     assert (fast.frames == slow.frames).all()
     assert fast.timestamps_s == pytest.approx(slow.timestamps_s)
 
@@ -141,7 +142,7 @@ def test_a_segment_in_which_no_frame_begins_shows_the_one_on_the_screen(stage: D
 
 
 def test_timestamps_start_at_zero_and_rise(stage: Decode) -> None:
-    """Seconds since the first frame, for both decoders."""
+    """Seconds since the first frame, for both backends."""
     rows = stage(corpus(str(VIDEOS / "testsrc2.mp4"), str(VIDEOS / "av1_video.mkv"))).to_pylist()
     for row in rows:
         assert row["timestamps_s"][0] == 0

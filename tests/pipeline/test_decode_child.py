@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from tests.pipeline.decoding import VIDEOS, corpus
 
 

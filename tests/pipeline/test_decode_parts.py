@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import containers, decoders
-from pipeline.decode import Decode, DecodeConfig
-from pipeline.decoders import VideoFile, read_clip
+from pipeline.decode import backends, container
+from pipeline.decode.backends import VideoFile, read_clip
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
+from pipeline.decode.tempdirs import PREFIX
 from pipeline.schema import CORPUS
-from pipeline.scratch import PREFIX
 from pipeline.segments import segment_rows, spans
 from pipeline.sources import demuxer_of
 from tests.http_server import http_server
@@ -66,7 +67,7 @@ def opened(path: Path, decoder: str) -> VideoFile:
 def clip(file: VideoFile, span: tuple[float, float]) -> Any:
     try:
         found = file.clip(span)
-    except decoders.VideoError as error:
+    except backends.VideoError as error:
         return error.code
     return found.frames.tobytes(), found.timestamps_s, found.decoder, found.substituted
 
@@ -114,14 +115,14 @@ def test_a_stretch_between_two_keyframes_is_decoded_once(tmp_path: Path, monkeyp
     """Frames that come out of the decoder are counted: a seek for each of eight would give 164; the part has 50."""
     path, counted = made(tmp_path / "hevc.mp4"), []
     file = opened(path, "pyav")
-    frames = decoders._frames
+    frames = backends._frames
 
     def counting(*args: Any, **options: Any) -> Any:
         for frame in frames(*args, **options):
             counted.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(decoders, "_frames", counting)
+    monkeypatch.setattr(backends, "_frames", counting)
     file.clip((10.0, 12.0))
     assert 60 <= len(counted) < 100
 
@@ -194,6 +195,6 @@ def test_a_file_that_could_not_be_fetched_is_tried_again(tmp_path: Path) -> None
 
 
 def test_the_container_says_where_decoding_can_begin(tmp_path: Path) -> None:
-    found = containers.probe(made(tmp_path / "hevc.mp4"), "mov", DecodeConfig())
+    found = container.probe(made(tmp_path / "hevc.mp4"), "mov", DecodeConfig())
     shown = [time for time in found.keys if time in found.times]
     assert len(shown) >= FRAMES // 40

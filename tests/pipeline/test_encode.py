@@ -11,7 +11,8 @@ import torch
 
 from pipeline.batches import not_finite, some_clips
 from pipeline.checkpoint import Checkpoint
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.encode import Encode, EncodeConfig, encode_spec
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.fingerprint import fingerprint

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.pixels import fit_square, resized
+from pipeline.decode.transforms import fit_square, resized
 
 
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (720, 1280), (321, 241), (64, 64), (50, 90)])

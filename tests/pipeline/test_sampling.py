@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.decode.sampling import frame_indices
 from pipeline.errors import ConfigError
-from pipeline.sampling import frame_indices
 
 
 @given(st.integers(1, 5000), st.integers(1, 64))

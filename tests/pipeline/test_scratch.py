@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decode import Decode, DecodeConfig
-from pipeline.scratch import PREFIX, scratch, sweep
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
+from pipeline.decode.tempdirs import PREFIX, scratch, sweep
 from tests.poison import craft
 
 ROOT = Path(__file__).parents[2]
 DECODES = """
 import sys
 import pyarrow as pa
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.schema import CORPUS
 rows = [{"video_id": "v", "uri": sys.argv[1], "source_hint": "{}"}]
 with Decode(DecodeConfig(deadline_s=3600), side_px=32) as stage:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus import read_corpus
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.errors import ConfigError
 from pipeline.segments import MANY_FILES, Durations, cut, escaped, file_of, segment_rows, span_of
 

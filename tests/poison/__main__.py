@@ -6,7 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from tests.poison.mutate import VIDEOS, mutants, seeds
 from tests.poison.push import Pushed, push
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from tests.poison.mutate import VIDEOS
 from tests.poison.push import one
 

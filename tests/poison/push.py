@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.decode import Decode
-from pipeline.decode_child import START_S
+from pipeline.decode.stage import Decode
+from pipeline.decode.worker_client import START_S
 from pipeline.errors import VIDEO_CODES
 from pipeline.schema import CORPUS, DECODED
 from tests.poison.mutate import VIDEOS, Mutant

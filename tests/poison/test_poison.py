@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.schema import CORPUS
 from tests.poison import craft
 from tests.poison.leaks import measured
@@ -160,7 +161,7 @@ def test_the_kernel_ends_a_busy_child_whose_parent_does_not(tmp_path: Path) -> N
     """The parent is gone in spirit: it asks and never kills. No Python of the child has to run for its end."""
     bomb = craft.slow(tmp_path / "slow.webm")
     child = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.decode_worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "pipeline.decode.worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert child.stdin is not None
     settings = {"config": asdict(DecodeConfig(deadline_s=1)), "side_px": 32}

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from tests.poison.push import one
 from tests.security.command import CLIP
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.errors import ConfigError, StoreError, VideoError
 from pipeline.redaction import redact, redact_all, secrets_of
 from pipeline.store import TokenStore

@@ -6,7 +6,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.encode import Encode, EncodeConfig, encode_spec
 from pipeline.fingerprint import fingerprint
 from pipeline.joint import JointSpace

@@ -10,7 +10,8 @@ import torch
 
 from pipeline.answer import AnswerConfig, corpus_cut
 from pipeline.batches import frames_of
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.encode import Encode, EncodeConfig
 from pipeline.entries import Entry
 from pipeline.errors import ConfigError

@@ -9,7 +9,8 @@ import torch
 
 from pipeline.corpus import read_corpus
 from pipeline.datasets import join_videos, read_questions
-from pipeline.decode import Decode, DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.stage import Decode
 from pipeline.shapes.corpus import write_corpus
 from pipeline.shapes.model import UNKNOWN, build_model, build_text_tower, build_tokenizer
 from pipeline.shapes.pool import TIMES, make_pool

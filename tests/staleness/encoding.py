@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from jobs.cluster import ClusterConfig
 from jobs.encode import EncodeJob, run
 from pipeline.checkpoint import Checkpoint
-from pipeline.decode import DecodeConfig
+from pipeline.decode.config import DecodeConfig
 from pipeline.encode import EncodeConfig, encode_spec
 from pipeline.filesystem import open_root
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-import pipeline.decode
+import pipeline.decode.config
 import pipeline.encode
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
@@ -84,7 +84,7 @@ def patched(module: Any, name: str, value: Any) -> Iterator[None]:
 def versions(**other: str) -> Any:
     from importlib.metadata import version
 
-    return patched(pipeline.decode, "version", lambda name: other.get(name) or version(name))
+    return patched(pipeline.decode.config, "version", lambda name: other.get(name) or version(name))
 
 
 OTHER_METHOD = "sequential(k=4)"
@@ -122,9 +122,9 @@ BY_PROGRAM: dict[str, Callable[[], Any]] = {
     "schema_version": lambda: patched(pipeline.encode, "SCHEMA_VERSION", 0),
     "decoder.decord": lambda: versions(decord="9"),
     "decoder.pyav": lambda: versions(av="9"),
-    "pixels.resize": lambda: patched(pipeline.decode, "RESIZE", {**pipeline.decode.RESIZE, "resize": "other"}),
-    "pixels.crop": lambda: patched(pipeline.decode, "RESIZE", {**pipeline.decode.RESIZE, "crop": "other"}),
-    "pixels.version": lambda: patched(pipeline.decode, "RESIZE", {**pipeline.decode.RESIZE, "version": 2}),
+    "pixels.resize": lambda: patched(pipeline.decode.config, "RESIZE", {**pipeline.decode.config.RESIZE, "resize": "other"}),
+    "pixels.crop": lambda: patched(pipeline.decode.config, "RESIZE", {**pipeline.decode.config.RESIZE, "crop": "other"}),
+    "pixels.version": lambda: patched(pipeline.decode.config, "RESIZE", {**pipeline.decode.config.RESIZE, "version": 2}),
     "reducer.version": lambda: patched(Spatial, "version", 99),
 }
 """Fields that only another version of this program or of a library changes."""

@@ -1,4 +1,4 @@
-"""The child that decodes: `python -m pipeline.decode_worker`, spoken to by `decode_child` and nobody else.
+"""The child that decodes: `python -m pipeline.decode.worker`, spoken to by `decode_child` and nobody else.
 
 It ends when its parent closes the pipe and, by a timer of the kernel that no native loop can hold up, soon after the deadline
 of a video whatever became of the parent. It keeps its answers on a private descriptor where no native library can print,
@@ -23,7 +23,7 @@ def main() -> None:
     settings = json.loads(sys.stdin.buffer.readline())
     import torch
 
-    from pipeline.decode import DecodeConfig
+    from pipeline.decode.config import DecodeConfig
 
     torch.set_num_threads(1)
     config = DecodeConfig(**settings["config"])
@@ -43,7 +43,7 @@ def main() -> None:
 
 def _same_file(file: Any, request: dict[str, Any], config: Any) -> Any:
     """Return the file that a request is about: the one at hand, if another part of it is asked for. Any: imported late."""
-    from pipeline.decoders import VideoFile
+    from pipeline.decode.backends import VideoFile
 
     path = Path(request["path"])
     return file if file is not None and request["span"] and file.path == path else VideoFile(path, request["demuxer"], config)
@@ -53,8 +53,8 @@ def _answer(answers: BinaryIO, request: dict[str, Any], file: Any, side_px: int)
     """Decode one video, or a part of it, and say how it went. Any: a `decoders.VideoFile`, whose module is imported late."""
     from av.error import FFmpegError
 
+    from pipeline.decode.transforms import fit_square
     from pipeline.errors import VideoError
-    from pipeline.pixels import fit_square
 
     try:
         if request["measure"]:
@@ -97,8 +97,8 @@ def _warm_up() -> None:
     """Load the native libraries before memory is limited, so that the limit counts videos only."""
     import numpy as np
 
-    from pipeline.decoders import load_libraries
-    from pipeline.pixels import fit_square
+    from pipeline.decode.backends import load_libraries
+    from pipeline.decode.transforms import fit_square
 
     load_libraries()
     fit_square(np.zeros((1, 48, 64, 3), dtype=np.uint8), 32)

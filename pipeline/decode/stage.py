@@ -3,78 +3,19 @@
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, VideoError
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.tempdirs import scratch, sweep
+from pipeline.errors import VideoError
 from pipeline.redaction import redact, secrets_of
-from pipeline.sampling import Policy
 from pipeline.schema import DECODED
-from pipeline.scratch import scratch, sweep
 from pipeline.segments import DURATIONS, Span, file_of, span_of
 from pipeline.sources import Fetched, fetch
-
-RESIZE = {"resize": "bicubic, antialias, float32, clamp, round", "crop": "centre", "version": 1}
-"""What `pixels` does to a frame, for the fingerprint; it stands here because `pixels` loads torch."""
-
-
-LIMITS = ("memory_mb", "max_bytes", "max_pixels", "max_duration_s", "max_frames", "recycle", "recycle_mb")
-"""Settings that bound what a video or a decoding process may cost; 0 lifts each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeConfig:
-    """Which frames of a video become its clip, and what a video may cost."""
-
-    frames: int = 8
-    """F, frames per clip."""
-    policy: Policy = "linspace"
-    """linspace takes the first and the last frame, as the original model; arange never the last, as transformers' docs."""
-    decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """auto is decord where it is right and PyAV elsewhere."""
-    deadline_s: float = 60.0
-    """A video that takes longer to decode is killed: TIMEOUT."""
-    memory_mb: int = 2048
-    """Memory that one decoding may take: OUT_OF_MEMORY; 0 is no limit."""
-    max_bytes: int = 8 << 30
-    """Largest file: TOO_LARGE; 0 is no limit."""
-    max_pixels: int = 8192 * 8192
-    """Largest frame, in pixels: TOO_LARGE; 0 is no limit."""
-    max_duration_s: float = 6 * 3600.0
-    """Longest video: TOO_LARGE; 0 is no limit."""
-    max_frames: int = 2_000_000
-    """Most frames, as the container counts them: TOO_LARGE; 0 is no limit."""
-    recycle: int = 500
-    """A decoding process is replaced after so many videos, so that native leaks stay small; 0 never."""
-    recycle_mb: int = 512
-    """And when it keeps so much more resident memory between videos than when it was new; 0 never."""
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "deadline_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in LIMITS:
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be above 0, or 0 for no limit, got {getattr(self, name)}")
-        if self.frames > 4096:
-            raise ConfigError(f"frames must be at most 4096, got {self.frames}")
-        for name, known in (("policy", ("linspace", "arange")), ("decoder", ("auto", "decord", "pyav"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-
-
-def decode_spec(config: DecodeConfig) -> dict[str, Any]:
-    """Return what of decoding goes into the fingerprint: what changes a pixel, and no limit."""
-    return {
-        "sampling": {"policy": config.policy, "frames": config.frames},
-        "decoder": {"choice": config.decoder, "decord": version("decord"), "pyav": version("av")},
-        "pixels": dict(RESIZE),
-    }
 
 
 class Decode:
@@ -85,7 +26,7 @@ class Decode:
     """
 
     def __init__(self, config: DecodeConfig, side_px: int = 224, storage_options: Mapping[str, Any] | None = None) -> None:
-        from pipeline.decode_child import DecodeChild
+        from pipeline.decode.worker_client import DecodeChild
 
         self.config = config
         self.storage_options = dict(storage_options or {})

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.decode import DecodeConfig
+from pipeline.decode.config import DecodeConfig
 from pipeline.errors import PipelineError, VideoError
 from pipeline.segments import Span
 
@@ -140,7 +140,7 @@ class DecodeChild:
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.decode_worker"],
+            [sys.executable, "-m", "pipeline.decode.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

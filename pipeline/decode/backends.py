@@ -19,10 +19,10 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.containers import Probe, bad, check_pixels, opened, packets_of, probe, video_stream
-from pipeline.decode import DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.container import Probe, bad, check_pixels, opened, packets_of, probe, video_stream
+from pipeline.decode.sampling import frame_indices
 from pipeline.errors import VideoError
-from pipeline.sampling import frame_indices
 from pipeline.segments import Span
 
 av.logging.set_level(av.logging.PANIC)

@@ -13,9 +13,9 @@ from typing import Any
 
 import av
 
-from pipeline.decode import DecodeConfig
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.headers import declared_pixels
 from pipeline.errors import VideoError
-from pipeline.headers import declared_pixels
 
 av.logging.set_level(av.logging.PANIC)
 logger = logging.getLogger(__name__)
