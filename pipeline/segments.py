@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.decode.sampling import Span
 from pipeline.errors import ConfigError
 from pipeline.filesystem import create_exclusive, open_root, read_folder, remove
 from pipeline.redaction import redact
@@ -42,8 +43,6 @@ FIELDS = ("uri", "source_hint", "duration_s")
 MANY_FILES = 16
 """So many files of lengths become one."""
 
-Span = tuple[float, float]
-"""Start and end in seconds."""
 
 
 def span_of(name: str) -> tuple[str, Span | None]:

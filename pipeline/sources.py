@@ -16,6 +16,7 @@ from typing import Any
 
 import fsspec
 
+from pipeline.decode.start_codes import elementary_demuxer, is_transport_stream
 from pipeline.errors import VideoError
 from pipeline.patience import patiently
 
@@ -33,12 +34,12 @@ MAGIC = (
     (0, b"GIF8", "gif"),
     (0, b"OggS", "ogg"),
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-    (0, b"\x00\x00\x01\xba", "mpeg"),
-    (0, b"\x00\x00\x01\xb3", "mpegvideo"),
-    (0, b"\x00\x00\x00\x01\x67", "h264"),
-    (0, b"\x00\x00\x00\x01\x40\x01", "hevc"),
     (0, b"DKIF", "ivf"),
     (0, b"YUV4MPEG2", "yuv4mpegpipe"),
+    (0, b".RMF", "rm"),
+    (0, b"\x06\x0e\x2b\x34", "mxf"),
+    (0, b"nut/multimedia", "nut"),
+    (0, b"\x12\x00\x0a", "obu"),
 )
 AUDIO = ((0, b"ID3"), (0, b"fLaC"), (8, b"WAVE"), (0, b"FORM"), (0, b"\xff\xfb"), (0, b"\xff\xf1"), (0, b".snd"))
 PLAYLISTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"<mpd", b"<smoothstreaming", b"<asx", b"<smil", b"v=0", b"[reference]")
@@ -166,25 +167,19 @@ def demuxer_of(head: bytes) -> str:
     """Return the demuxer for a file that begins like this. Raises VideoError where no video can be in it."""
     if head[4:8] in BOXES:
         return "mov"
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return "avi"
+    if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"CDXA"):
+        return "avi" if head[8:12] == b"AVI " else "mpeg"
     for offset, magic, name in MAGIC:
         if head[offset:].startswith(magic):
             return name
-    if _every(head, 0, 188) or _every(head, 4, 192):
-        return "mpegts"
+    if found := elementary_demuxer(head) or ("mpegts" if is_transport_stream(head) else ""):
+        return found
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(PLAYLISTS) or (text.startswith((b"<?xml", b"<")) and any(p in text for p in PLAYLISTS)):
         raise VideoError("FORBIDDEN_PROTOCOL", "a playlist or manifest that names other files, not a video")
     if any(head[offset:].startswith(magic) for offset, magic in AUDIO):
         raise VideoError("NO_VIDEO_STREAM", "an audio file")
     raise VideoError("CORRUPT", f"no known video container begins with {head[:12]!r}")
-
-
-def _every(head: bytes, offset: int, step: int) -> bool:
-    """Tell whether MPEG-TS sync bytes stand where packets begin."""
-    marks = head[offset::step]
-    return len(marks) >= 3 and set(marks[:8]) == {0x47}
 
 
 STATES = (

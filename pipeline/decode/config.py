@@ -10,9 +10,10 @@ from typing import Any, Literal
 from pipeline.decode.sampling import Policy
 from pipeline.errors import ConfigError
 
-RESIZE = {"resize": "bicubic, antialias, float32, clamp, round", "crop": "centre", "version": 1}
-"""What `pixels` does to a frame, for the fingerprint; it stands here because `pixels` loads torch."""
-
+RESIZE = {"resize": "Pillow, bicubic", "crop": "centre", "version": 2}
+"""What `transforms` does to a frame, for the fingerprint."""
+RULE = 2
+"""Version of the rule by which frames are found. 1 was decord by codec and packet count; 2 is by proof, from packets."""
 
 LIMITS = ("memory_mb", "max_bytes", "max_pixels", "max_duration_s", "max_frames", "recycle", "recycle_mb")
 """Settings that bound what a video or a decoding process may cost; 0 lifts each."""
@@ -25,9 +26,12 @@ class DecodeConfig:
     frames: int = 8
     """F, frames per clip."""
     policy: Policy = "linspace"
-    """linspace takes the first and the last frame, as the original model; arange never the last, as transformers' docs."""
+    """linspace takes the first and the last frame, as the original model; arange never the last, as transformers' docs;
+    keyframe the random-access points nearest to linspace's frames, which is many times faster and moves frames."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """auto is decord where it is right and PyAV elsewhere."""
+    """auto is pyav. decord is used for files in which its frames are provably right, and PyAV for all others."""
+    max_substituted: int = 0
+    """A video with more frames than this that are lost, or not provably the ones asked for, is CORRUPT."""
     deadline_s: float = 60.0
     """A video that takes longer to decode is killed: TIMEOUT."""
     memory_mb: int = 2048
@@ -54,15 +58,18 @@ class DecodeConfig:
                 raise ConfigError(f"{name} must be above 0, or 0 for no limit, got {getattr(self, name)}")
         if self.frames > 4096:
             raise ConfigError(f"frames must be at most 4096, got {self.frames}")
-        for name, known in (("policy", ("linspace", "arange")), ("decoder", ("auto", "decord", "pyav"))):
+        if not 0 <= self.max_substituted <= self.frames:
+            raise ConfigError(f"max_substituted must be between 0 and {self.frames} frames, got {self.max_substituted}")
+        for name, known in (("policy", ("linspace", "arange", "keyframe")), ("decoder", ("auto", "decord", "pyav"))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 def decode_spec(config: DecodeConfig) -> dict[str, Any]:
     """Return what of decoding goes into the fingerprint: what changes a pixel, and no limit."""
+    libraries = {"pyav": version("av"), **({"decord": version("decord")} if config.decoder == "decord" else {})}
     return {
         "sampling": {"policy": config.policy, "frames": config.frames},
-        "decoder": {"choice": config.decoder, "decord": version("decord"), "pyav": version("av")},
-        "pixels": dict(RESIZE),
+        "decoder": {"choice": "decord" if config.decoder == "decord" else "pyav", "rule": RULE, **libraries},
+        "pixels": {**RESIZE, "pillow": version("pillow")},
     }

@@ -21,7 +21,7 @@ from pipeline.sources import Fetched, fetch
 class Decode:
     """Stage, CPU. Takes rows of `schema.CORPUS`, returns rows of `schema.DECODED`, same order.
 
-    Decoding runs in a child process with a deadline and a memory limit; see `decode_child`. Close it, or use it in a
+    Decoding runs in a child process with a deadline and a memory limit; see `worker_client`. Close it, or use it in a
     `with` statement, to end the child at once; it ends with its parent anyway.
     """
 

@@ -1,4 +1,4 @@
-"""The child that decodes: `python -m pipeline.decode.worker`, spoken to by `decode_child` and nobody else.
+"""The child that decodes: `python -m pipeline.decode.worker`, spoken to by `worker_client` and nobody else.
 
 It ends when its parent closes the pipe and, by a timer of the kernel that no native loop can hold up, soon after the deadline
 of a video whatever became of the parent. It keeps its answers on a private descriptor where no native library can print,
@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,13 +22,10 @@ def main() -> None:
     """Answer requests until the parent closes the pipe."""
     answers = _private_stdout()
     settings = json.loads(sys.stdin.buffer.readline())
-    import torch
-
     from pipeline.decode.config import DecodeConfig
 
-    torch.set_num_threads(1)
     config = DecodeConfig(**settings["config"])
-    _warm_up()
+    _warm_up(config.decoder == "decord")
     _leave_nothing_behind()
     _say(answers, {"ready": True})
     file: Any = None
@@ -43,10 +41,12 @@ def main() -> None:
 
 def _same_file(file: Any, request: dict[str, Any], config: Any) -> Any:
     """Return the file that a request is about: the one at hand, if another part of it is asked for. Any: imported late."""
-    from pipeline.decode.backends import VideoFile
+    from pipeline.decode.video_file import VideoFile
 
     path = Path(request["path"])
-    return file if file is not None and request["span"] and file.path == path else VideoFile(path, request["demuxer"], config)
+    if file is not None and request["span"] and file.path == path:
+        return file
+    return VideoFile(path, request["demuxer"], replace(config, decoder=request["decoder"]))
 
 
 def _answer(answers: BinaryIO, request: dict[str, Any], file: Any, side_px: int) -> None:
@@ -58,7 +58,7 @@ def _answer(answers: BinaryIO, request: dict[str, Any], file: Any, side_px: int)
 
     try:
         if request["measure"]:
-            return _say(answers, {"duration_s": file.probe.duration_s})
+            return _say(answers, {"duration_s": file.duration_s})
         clip = file.clip(request["span"])
         frames = fit_square(clip.frames, side_px)
     except VideoError as error:
@@ -77,6 +77,7 @@ def _answer(answers: BinaryIO, request: dict[str, Any], file: Any, side_px: int)
             "timestamps_s": clip.timestamps_s,
             "decoder": clip.decoder,
             "substituted_frames": clip.substituted,
+            "displaced_s": clip.displaced_s,
         },
     )
     answers.write(frames.tobytes())
@@ -93,14 +94,15 @@ def _private_stdout() -> BinaryIO:
     return os.fdopen(private, "wb")
 
 
-def _warm_up() -> None:
+def _warm_up(with_decord: bool) -> None:
     """Load the native libraries before memory is limited, so that the limit counts videos only."""
     import numpy as np
 
-    from pipeline.decode.backends import load_libraries
+    from pipeline.decode import decord_reader, video_file  # noqa: F401
     from pipeline.decode.transforms import fit_square
 
-    load_libraries()
+    if with_decord:
+        decord_reader.load()
     fit_square(np.zeros((1, 48, 64, 3), dtype=np.uint8), 32)
 
 

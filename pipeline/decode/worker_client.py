@@ -1,7 +1,7 @@
 """The parent's side of decoding in a child: start it, ask it, kill it when its time is up.
 
 Native decoders crash, leak and hang, some with the GIL held, so only another process can stop them. The child is asked by a
-line of JSON and answers with a line of JSON followed by the clip's bytes; see `decode_worker`.
+line of JSON and answers with a line of JSON followed by the clip's bytes; see `worker`.
 """
 
 import json
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.decode.config import DecodeConfig
+from pipeline.decode.sampling import Span
 from pipeline.errors import PipelineError, VideoError
-from pipeline.segments import Span
 
 START_S = 120.0
 """A child that is not ready by then will never be: the machine is at fault, not a video."""
@@ -26,12 +26,14 @@ STARTS, START_WAIT_S = 3, 0.5
 """How often a child is started before the job gives up, and how long it waits in between: one may be killed as it starts."""
 TRIES = 2
 """How often a video is decoded whose child was killed from outside: the next one may have been the cause, or nobody's video."""
+DECORD_FAULTS = frozenset({"TIMEOUT", "CRASHED", "OUT_OF_MEMORY"})
+"""Classes that cost a child its life. decord loops for ever on some good videos; PyAV has the second try."""
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that no decoder raises. The kernel sends SIGKILL when the machine's memory runs out, whoever used it up; Ctrl-C and
 service managers signal the whole process group."""
 REPLY_BYTES = 1 << 18
 """More than the times of the longest clip take."""
-ANSWER = {"timestamps_s": list, "decoder": str, "substituted_frames": int}
+ANSWER = {"timestamps_s": list, "decoder": str, "substituted_frames": int, "displaced_s": float}
 """Columns that a child answers beside the frames."""
 TOLD = {"PATH", "HOME", "TMPDIR", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "VIRTUAL_ENV"}
 """Variables that a child gets, with those that begin as `TOLD_IF_BEGUN`: what a program needs to start, and no credentials."""
@@ -65,12 +67,14 @@ class DecodeChild:
         return self._patiently(path, demuxer, span, measure=False)
 
     def _patiently(self, path: Path, demuxer: str, span: Span | None, *, measure: bool) -> dict[str, Any]:
-        request = {"path": str(path), "demuxer": demuxer, "span": span, "measure": measure}
+        request = {"path": str(path), "demuxer": demuxer, "span": span, "measure": measure, "decoder": self.config.decoder}
         for _ in range(TRIES - 1):
             try:
                 return self._read(request)
             except VideoError as error:
-                if error.code != "KILLED":
+                if error.code in DECORD_FAULTS and request["decoder"] == "decord":
+                    request["decoder"] = "pyav"
+                elif error.code != "KILLED":
                     raise
         return self._read(request)
 
@@ -93,7 +97,7 @@ class DecodeChild:
         except (EOFError, OSError) as error:
             raise self._crashed() from error
         except (ValueError, KeyError, TypeError) as error:
-            raise self._end(VideoError("CRASHED", "the decoding process gave an answer that is none")) from error
+            raise self._end(VideoError("CRASHED", "the decoder process returned an invalid response")) from error
         return {"frames": frames, **{name: reply[name] for name in ANSWER}}
 
     def _is_worn(self) -> bool:
@@ -218,5 +222,5 @@ class DecodeChild:
 def _environment() -> dict[str, str]:
     """Return the variables of a child: code that a hostile video manages to run should find no credentials there."""
     told = {name: value for name, value in os.environ.items() if name in TOLD or name.startswith(TOLD_IF_BEGUN)}
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     return {**told, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}

@@ -1,0 +1,147 @@
+"""MPEG-1, MPEG-2 and MPEG-4 part 2: picture types from start codes.
+
+B pictures are shown at once and are no references; I and P pictures are shown before the next of their kind.
+
+Source: ISO/IEC 11172-2, 2.4.2.3; ITU-T H.262, 6.2.2, 6.2.3; ISO/IEC 14496-2, 6.2.3, 6.2.5.
+"""
+
+from collections.abc import Iterator
+
+from pipeline.decode.bitstream.bits import START_CODE, BitReader
+from pipeline.decode.bitstream.parameters import ParameterSets
+from pipeline.decode.bitstream.picture import DamagedBitstreamError, Picture, UnreadableBitstreamError
+
+PICTURE, SEQUENCE, EXTENSION, VOP, GROUP = 0x00, 0xB3, 0xB5, 0xB6, 0xB8
+LAYERS = range(0x20, 0x30)
+"""Start codes of video object layers."""
+SEQUENCE_EXTENSION, CODING_EXTENSION = 1, 8
+FRAME_STRUCTURE = 3
+
+
+class _ShownByType:
+    """Display order of streams in which B pictures are shown at once and others one later."""
+
+    def __init__(self) -> None:
+        self.sets = ParameterSets()
+        self.anchors = 0
+
+    def _picture(self, *, intra: bool, bidirectional: bool, start: bool, closed: bool = False) -> Picture:
+        self.anchors += not bidirectional
+        return Picture(
+            start=start and intra,
+            reference=not bidirectional,
+            sequence=0,
+            order=2 * self.anchors - bidirectional,
+            independent=closed,
+            parameters=self.sets.complete_from_here(),
+        )
+
+
+class Mpeg12Parser(_ShownByType):
+    """Reads the packets of an MPEG-1 or MPEG-2 stream. A random-access point is an I picture with a sequence header."""
+
+    def __init__(self, extradata: bytes) -> None:
+        super().__init__()
+        self.closed = False
+        for code, body in _sections(extradata):
+            self._take(code, body, first=True)
+
+    def picture(self, data: bytes) -> Picture | None:
+        """Return the picture in a packet, see `BitstreamParser`."""
+        kinds, has_sequence = [], False
+        self.sets.begin_packet()
+        for code, body in _sections(data):
+            has_sequence = has_sequence or code == SEQUENCE
+            self._take(code, body, first=False)
+            if code == GROUP and len(body) > 3:
+                self.closed = bool(body[3] & 0x40)
+            elif code == PICTURE and len(body) > 1:
+                kinds.append(body[1] >> 3 & 7)
+            elif code == EXTENSION and len(body) > 2 and body[0] >> 4 == CODING_EXTENSION and body[2] & 3 != FRAME_STRUCTURE:
+                raise UnreadableBitstreamError("field pictures")
+        if not kinds:
+            return None
+        if len(kinds) > 1 or kinds[0] not in (1, 2, 3):
+            raise UnreadableBitstreamError("a packet does not hold exactly one picture")
+        return self._picture(intra=kinds[0] == 1, bidirectional=kinds[0] == 3, start=has_sequence, closed=self.closed)
+
+    def _take(self, code: int, body: bytes, *, first: bool) -> None:
+        """Note a sequence header or its extension."""
+        is_extension = code == EXTENSION and body[:1] and body[0] >> 4 == SEQUENCE_EXTENSION
+        if code == SEQUENCE or is_extension:
+            (self.sets.before_first if first else self.sets.add)(("sequence", code), body)
+
+
+class Mpeg4Parser(_ShownByType):
+    """Reads the packets of an MPEG-4 part 2 stream in decode order. A random-access point is an I-VOP."""
+
+    def __init__(self, extradata: bytes) -> None:
+        super().__init__()
+        self.time_bits = 0
+        for code, body in _sections(extradata):
+            if code in LAYERS:
+                self.sets.before_first(("layer", code), body)
+                self.time_bits = _time_bits(body)
+
+    def picture(self, data: bytes) -> Picture | None:
+        """Return the picture in a packet, see `BitstreamParser`."""
+        kinds = []
+        self.sets.begin_packet()
+        for code, body in _sections(data):
+            if code in LAYERS:
+                self.sets.add(("layer", code), body)
+                self.time_bits = _time_bits(body)
+            elif code == VOP:
+                kinds.append(self._kind(body))
+        if not kinds:
+            return None
+        if len(kinds) > 1:
+            raise UnreadableBitstreamError("a packet holds several pictures")
+        return self._picture(intra=kinds[0] == 0, bidirectional=kinds[0] == 2, start=True)
+
+    def _kind(self, body: bytes) -> int:
+        """Return the type of a VOP. Raises UnreadableBitstreamError where it is not coded."""
+        reader = BitReader(body[:16])
+        kind = reader.u(2)
+        while reader.u(1):
+            pass
+        reader.u(1 + self.time_bits + 1)
+        if not self.time_bits or not reader.u(1):
+            raise UnreadableBitstreamError("a picture that is not coded")
+        return kind
+
+
+def _sections(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield each start code's value and what follows it, up to 256 bytes."""
+    at = data.find(START_CODE)
+    while 0 <= at < len(data) - 3:
+        following = data.find(START_CODE, at + 3)
+        end = following if following >= 0 else len(data)
+        yield data[at + 3], data[at + 4 : min(end, at + 260)]
+        at = following
+
+
+def _time_bits(layer: bytes) -> int:
+    """Return the bits of vop_time_increment, from the header of a video object layer; 0 where it is of a form not read here."""
+    try:
+        return _increment_bits(BitReader(layer))
+    except DamagedBitstreamError:
+        return 0
+
+
+def _increment_bits(reader: BitReader) -> int:
+    reader.u(9)
+    version = 1
+    if reader.u(1):
+        version = reader.u(4)
+        reader.u(3)
+    if reader.u(4) == 15:
+        reader.u(16)
+    if reader.u(1):
+        reader.u(3)
+        if reader.u(1):
+            reader.u(79)
+    if reader.u(2) == 3 and version != 1:
+        reader.u(4)
+    reader.u(1)
+    return max((reader.u(16) - 1).bit_length(), 1)

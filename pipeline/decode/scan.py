@@ -1,0 +1,214 @@
+"""The packets of a video stream, read once without decoding: times, flags, and what each says of its picture.
+
+Nothing here trusts the container: its keyframe flags are not used where the bitstream is read, and its times only where they
+agree with the bitstream.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import av
+
+from pipeline.decode.bitstream.parsers import parser_of
+from pipeline.decode.bitstream.picture import BitstreamParser, DamagedBitstreamError, Picture, UnreadableBitstreamError
+from pipeline.decode.config import DecodeConfig
+from pipeline.decode.container import Limits, opened, packets_of, video_stream
+from pipeline.decode.integrity import declared_size
+
+KEPT_BYTES = 32 << 20
+"""Packets of streams up to this size stay in memory between reading and decoding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One packet of the video stream."""
+
+    pts: int | None
+    dts: int | None
+    bytes: int
+    key: bool
+    """What the container says; nothing follows from it where the bitstream is read."""
+    discard: bool
+    """An edit list hides what it shows."""
+    corrupt: bool
+    """The demuxer noticed a loss."""
+    picture: Picture | None
+    damage: str = ""
+    """What is wrong with its headers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """A video stream without its pictures."""
+
+    path: Path
+    demuxer: str
+    stream_index: int
+    streams: int
+    """Video streams in the file, cover pictures not counted."""
+    codec: str
+    pixel_format: str
+    size: tuple[int, int]
+    """Width and height in pixels, as coded."""
+    tick_s: Fraction
+    rate: Fraction | None
+    """Frames per second, as the container or the codec tells."""
+    extradata: bytes
+    packets: tuple[Packet, ...]
+    unread: str
+    """Why the bitstream is not read; empty where it is."""
+    ended: str
+    """What stopped the demuxer before the end; empty where nothing did."""
+    declared_s: float
+    """How long the stream is by the header, in seconds; 0 where that is not told."""
+    covered_s: float
+    """Time from the first to the last packet, of the video or an audio stream, whichever lasts longer."""
+    missing_bytes: int
+    """How much shorter the file is than its own header says."""
+    kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    """The packets themselves, for small files. Any: PyAV's packets are compiled."""
+    opened: list[Any] = field(default_factory=list, repr=False, compare=False)
+    """The container while its decoder is unused: taken by whoever decodes first. Any: PyAV's containers are compiled."""
+
+    @cached_property
+    def first_start(self) -> int:
+        """Return the first packet at which decoding can begin; 0 where none is known."""
+        return next((number for number, packet in enumerate(self.packets) if packet.picture and packet.picture.start), 0)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether packets are missing or contradict themselves, from the first start on."""
+        return any(p.damage or p.corrupt or (p.picture and p.picture.gap) for p in self.packets[self.first_start :])
+
+
+def scan(path: Path, demuxer: str, config: DecodeConfig) -> Scan:
+    """Read all packets of a file's default video stream. Raises VideoError where there is none, or a limit is passed."""
+    limits = Limits(config)
+    limits.check_header(path, demuxer)
+    container = opened(path, demuxer)
+    stream = video_stream(container)
+    limits.check_stream(container, stream)
+    reader = _Reader(container, stream, limits)
+    reader.read()
+    context = stream.codec_context
+    return Scan(
+        path=path,
+        demuxer=demuxer,
+        stream_index=stream.index,
+        streams=sum(not s.disposition & av.stream.Disposition.attached_pic for s in container.streams.video),
+        codec=context.codec.canonical_name,
+        pixel_format=context.pix_fmt or "",
+        size=(context.width, context.height),
+        tick_s=Fraction(stream.time_base or 0),
+        rate=_rate(stream),
+        extradata=bytes(context.extradata or b""),
+        packets=tuple(reader.packets),
+        unread=reader.unread,
+        ended=reader.ended,
+        declared_s=_declared_s(container, stream),
+        covered_s=reader.covered_s,
+        missing_bytes=max(0, declared_size(path, demuxer) - path.stat().st_size),
+        kept=tuple(reader.kept),
+        opened=[container] if reader.kept else [],
+    )
+
+
+class _Reader:
+    """Takes packets as they come. Any: PyAV's types are compiled."""
+
+    def __init__(self, container: Any, stream: Any, limits: Limits) -> None:
+        self.container, self.stream, self.limits = container, stream, limits
+        context = stream.codec_context
+        self.parser: BitstreamParser | None = parser_of(
+            context.codec.canonical_name,
+            intra_only=bool(context.codec.intra_only) if hasattr(context.codec, "intra_only") else False,
+            extradata=bytes(context.extradata or b""),
+        )
+        self.unread = "" if self.parser else f"the codec {context.codec.canonical_name} is not read"
+        self.packets: list[Packet] = []
+        self.kept: list[Any] = []
+        self.kept_bytes = 0
+        self.ended = ""
+        self.began = False
+        self.audio: dict[int, list[float]] = {}
+        """First and last time of each audio stream."""
+
+    def read(self) -> None:
+        """Take all packets. Raises VideoError."""
+        errors: list[str] = []
+        for packet in packets_of(self.container, None, errors):
+            if packet.stream_index != self.stream.index:
+                self._note_audio(packet)
+                continue
+            self.packets.append(self._packet(packet))
+            self.limits.check_frames(len(self.packets))
+            self._keep(packet)
+        self.ended = errors[0] if errors else ""
+        self.limits.check_packets([packet.pts for packet in self.packets], self.stream.time_base)
+
+    @property
+    def covered_s(self) -> float:
+        """Return how long the longest of the video and the audio streams is, by its packets."""
+        return max([_covered_s(self.packets, self.stream), *(last - first for first, last in self.audio.values())])
+
+    def _note_audio(self, packet: Any) -> None:
+        if packet.stream.type == "audio" and packet.pts is not None and packet.time_base:
+            time_s = float(packet.pts * packet.time_base)
+            self.audio.setdefault(packet.stream_index, [time_s, time_s])[1] = time_s
+
+    def _packet(self, packet: Any) -> Packet:
+        picture, damage = None, ""
+        if self.parser is not None and not self.unread:
+            try:
+                picture = self.parser.picture(bytes(packet))
+                self.began = self.began or (picture is not None and picture.start)
+            except DamagedBitstreamError as error:
+                damage = str(error)
+            except UnreadableBitstreamError as error:
+                self.unread = str(error)
+            except IndexError:
+                damage = "a header ends early"
+        return Packet(
+            packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, packet.is_corrupt, picture, damage
+        )
+
+    def _keep(self, packet: Any) -> None:
+        """Keep a packet, or let all of them go where they are too many bytes."""
+        self.kept_bytes += packet.size
+        if self.kept_bytes <= KEPT_BYTES:
+            self.kept.append(packet)
+        else:
+            self.kept = []
+
+
+def packets_again(scanned: Scan) -> Iterator[Any]:
+    """Yield the packets once more, from memory or from the file. Any: PyAV's packets are compiled."""
+    if scanned.kept:
+        yield from scanned.kept
+        return
+    container = opened(scanned.path, scanned.demuxer)
+    yield from packets_of(container, container.streams[scanned.stream_index], [])
+
+
+def _rate(stream: Any) -> Fraction | None:
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0 < rate <= 1000:
+            return Fraction(rate)
+    return None
+
+
+def _declared_s(container: Any, stream: Any) -> float:
+    """Return the length that the header declares; the container's holds for all streams together."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else 0.0
+
+
+def _covered_s(packets: list[Packet], stream: Any) -> float:
+    times = [packet.pts if packet.pts is not None else packet.dts for packet in packets]
+    known = [time for time in times if time is not None]
+    return float((max(known) - min(known)) * stream.time_base) if known and stream.time_base else 0.0
