@@ -1,7 +1,7 @@
 """MPEG and H.26x streams without a file header, told apart by their first start code or their packet rhythm.
 
-Cameras and recorders write elementary streams with three or four bytes of start code and with access unit delimiters, messages or
-parameter sets first; a transport stream may begin in the middle of a packet.
+Cameras and recorders write elementary streams with three or four bytes of start code and with access unit delimiters,
+messages or parameter sets first; a transport stream may begin in the middle of a packet.
 """
 
 START_CODE = b"\x00\x00\x01"

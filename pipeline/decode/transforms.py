@@ -1,7 +1,7 @@
 """Frames of any size to square ones: short side resized, centre cropped, as the processor of the -hf checkpoint does.
 
-The resize is Pillow's own bicubic, so the result equals the processor's byte for byte. Where a byte may change, raise the version
-in `config.RESIZE`: the fingerprint holds it, with the version of Pillow.
+The resize is Pillow's own bicubic, so the result equals the processor's byte for byte. Where a byte may change, raise the
+version in `config.RESIZE`: the fingerprint holds it, with the version of Pillow.
 """
 
 import numpy as np

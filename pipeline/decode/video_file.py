@@ -94,7 +94,8 @@ class VideoFile:
         """Why decord is not used for this file; empty where it is."""
         if isinstance(self.order, str):
             return self.order
-        (frame,) = read_runs(self.scan, self.order, runs_for(self.order, self.scan.packets, self.order.shown[:1]), self.limits).values()
+        runs = runs_for(self.order, self.scan.packets, self.order.shown[:1])
+        (frame,) = read_runs(self.scan, self.order, runs, self.limits).values()
         return decord_reader.refusal(self.scan, self.order, is_turned=display_matrix(frame) != IDENTITY)
 
     @property
@@ -204,7 +205,7 @@ def _nearest(timeline: Timeline, index: int) -> int | None:
 
 def _clip(timeline: Timeline, sample: Sample, frames: Mapping[int, Any], reason: str) -> Clip:
     """Return the clip of some decoded frames, all of the size that the first has. Any: PyAV's frames are compiled."""
-    stand_ins = [_nearest(timeline, index) for index in sample.shown]
+    stand_ins = [index for wanted in sample.shown if (index := _nearest(timeline, wanted)) is not None]
     first = frames[stand_ins[0]]
     size = first.width, first.height
     pixels = {index: upright(frame, size) for index, frame in frames.items()}
