@@ -71,6 +71,27 @@ class Limits:
             self.check_duration(_seconds(2 * (known[3 * len(known) // 4] - known[len(known) // 4]), tick_s))
 
 
+HARMLESS = ("mmco:",)
+"""Errors that FFmpeg logs for right frames: pictures of before a random-access point are taken out of use a second time."""
+
+
+class ErrorLog:
+    """What FFmpeg logs as errors, which is all it tells of most damage."""
+
+    def __init__(self) -> None:
+        self.count = av.logging.get_last_error()[0]
+
+    def news(self) -> str:
+        """Return the last error since this was asked before; empty where there is none."""
+        count, last = av.logging.get_last_error()
+        if count == self.count or last is None:
+            return ""
+        self.count = count
+        if last[2].startswith(HARMLESS):
+            return ""
+        return f"{last[1]}: {last[2].strip()}"[:120]
+
+
 def opened(path: Path, demuxer: str) -> Any:
     """Open a container with one demuxer and no other. Any: PyAV's container types are compiled."""
     try:

@@ -60,23 +60,23 @@ def display_order(scanned: Scan) -> DisplayOrder | str:
 
 
 def _keys(packets: Sequence[Packet], begin: int) -> dict[int, tuple[int, int]] | None:
-    """Return sequence and rank of each picture from the first start on; None where a damaged packet cannot be placed."""
-    keys = {
-        number: (packet.picture.sequence, 2 * packet.picture.order)
-        for number, packet in enumerate(packets)
-        if packet.picture is not None and number >= begin
-    }
-    unplaced = [number for number in range(begin, len(packets)) if packets[number].damage]
-    if not unplaced:
-        return keys
-    timed = sorted((pts, number) for number in keys if (pts := packets[number].pts) is not None)
-    if len(timed) < len(keys) or any(packets[number].pts is None for number in unplaced):
+    """Return sequence and rank of each picture from the first start on; None where a damaged packet cannot be placed.
+
+    Behind a packet whose headers are damaged the bitstream does not tell the order any more: then times do, if they agree with
+    the bitstream up to there.
+    """
+    numbers = range(begin, len(packets))
+    broken = next((number for number in numbers if packets[number].damage), None)
+    if broken is None:
+        return {n: (picture.sequence, picture.order) for n in numbers if (picture := packets[n].picture) is not None}
+    times = {n: packets[n].pts for n in numbers if packets[n].damage or packets[n].picture is not None}
+    known = [time for time in times.values() if time is not None]
+    intact = [n for n in range(begin, broken) if n in times]
+    if len(set(known)) < len(times) or known == sorted(known) or sorted(intact, key=lambda n: times[n] or 0) != sorted(
+        intact, key=lambda n: (packets[n].picture.sequence, packets[n].picture.order)  # type: ignore[union-attr]
+    ):
         return None
-    for number in unplaced:
-        before = [other for pts, other in timed if pts < (packets[number].pts or 0)]
-        sequence, order = keys[before[-1]] if before else keys[begin]
-        keys[number] = (sequence, order + 1)
-    return keys
+    return {n: (0, time) for n, time in times.items() if time is not None}
 
 
 def _depth(order: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import av
 
-from pipeline.decode.container import Limits, bad, opened
+from pipeline.decode.container import ErrorLog, Limits, bad, opened, said
 from pipeline.decode.order import DisplayOrder
 from pipeline.decode.plan import Run
 from pipeline.decode.scan import Scan, packets_again
@@ -39,11 +39,16 @@ class _Decoder:
         self.context: Any = fresh.streams[scanned.stream_index].codec_context
         self.context.thread_type = "NONE"  # frame threads drop frames beside a broken packet, and not always the same ones
         self.context.copy_opaque = True
+        self.log = ErrorLog()
+        self.complaint = ""
+        """The error that FFmpeg logged for the last packet."""
 
     def feed(self, packet: Any, number: int) -> list[Any]:
         """Return the frames that come out for one packet. Raises FFmpegError."""
         packet.opaque = [number]  # a new object each time: PyAV tells them apart by identity
-        return list(self.context.decode(packet))
+        frames = list(self.context.decode(packet))
+        self.complaint = self.log.news()
+        return frames
 
     def drain(self) -> list[Any]:
         """Return the frames that the decoder still holds, and make it ready for another start."""
@@ -81,6 +86,8 @@ def _frames_of(decoder: _Decoder, packets: Iterator[tuple[int, Any]], run: Run) 
         for number, packet in packets:
             if number == following:
                 yield from decoder.feed(packet, number)
+                if decoder.complaint:
+                    raise UnprovenError(f"packet {number}: {decoder.complaint}")
                 following = next(fed, None)
             if following is None:
                 break
@@ -108,8 +115,10 @@ class Walk:
         self.limits = limits
         self.outputs: list[Output] = []
         """Every frame so far, in the order they came out."""
-        self.failed: set[int] = set()
-        """Packets that the decoder refused."""
+        self.failed: dict[int, str] = {}
+        """Packets that the decoder refused, with what it said."""
+        self.complaints: dict[int, str] = {}
+        """Packets that it took with an error in the log."""
         self._frames = self._decoded(scanned)
 
     def take(self, places: Collection[int], *, to_the_end: bool = False) -> dict[int, Any]:
@@ -138,9 +147,12 @@ class Walk:
 
     def _fed(self, decoder: _Decoder, packet: Any, number: int) -> list[Any]:
         try:
-            return decoder.feed(packet, number)
+            frames = decoder.feed(packet, number)
+            if decoder.complaint:
+                self.complaints[number] = decoder.complaint
+            return frames
         except av.error.FFmpegError as error:
             if (wrong := bad(error)).code == "OUT_OF_MEMORY":
                 raise wrong from error
-            self.failed.add(number)
+            self.failed[number] = said(error)
             return []

@@ -16,9 +16,11 @@ import av
 from pipeline.decode.bitstream.parsers import parser_of
 from pipeline.decode.bitstream.picture import BitstreamParser, DamagedBitstreamError, Picture, UnreadableBitstreamError
 from pipeline.decode.config import DecodeConfig
-from pipeline.decode.container import Limits, opened, packets_of, video_stream
+from pipeline.decode.container import ErrorLog, Limits, opened, packets_of, video_stream
 from pipeline.decode.integrity import declared_size
 
+LARGEST_WITHOUT_PICTURE = 64
+"""Bytes; longer packets hold more than the end of a sequence, a delimiter or a message."""
 KEPT_BYTES = 32 << 20
 """Packets of streams up to this size stay in memory between reading and decoding."""
 
@@ -39,6 +41,8 @@ class Packet:
     picture: Picture | None
     damage: str = ""
     """What is wrong with its headers."""
+    loss: str = ""
+    """What the demuxer says is wrong at or before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,8 @@ class Scan:
     """Why the bitstream is not read; empty where it is."""
     ended: str
     """What stopped the demuxer before the end; empty where nothing did."""
+    declared_frames: int
+    """How many frames the stream has by the header; 0 where that is not told."""
     declared_s: float
     """How long the stream is by the header, in seconds; 0 where that is not told."""
     covered_s: float
@@ -82,7 +88,7 @@ class Scan:
     @property
     def damaged(self) -> bool:
         """Whether packets are missing or contradict themselves, from the first start on."""
-        return any(p.damage or p.corrupt or (p.picture and p.picture.gap) for p in self.packets[self.first_start :])
+        return any(p.damage or p.corrupt or p.loss or (p.picture and p.picture.gap) for p in self.packets[self.first_start :])
 
 
 def scan(path: Path, demuxer: str, config: DecodeConfig) -> Scan:
@@ -109,6 +115,7 @@ def scan(path: Path, demuxer: str, config: DecodeConfig) -> Scan:
         packets=tuple(reader.packets),
         unread=reader.unread,
         ended=reader.ended,
+        declared_frames=stream.frames,
         declared_s=_declared_s(container, stream),
         covered_s=reader.covered_s,
         missing_bytes=max(0, declared_size(path, demuxer) - path.stat().st_size),
@@ -140,11 +147,12 @@ class _Reader:
     def read(self) -> None:
         """Take all packets. Raises VideoError."""
         errors: list[str] = []
+        log = ErrorLog()
         for packet in packets_of(self.container, None, errors):
             if packet.stream_index != self.stream.index:
                 self._note_audio(packet)
                 continue
-            self.packets.append(self._packet(packet))
+            self.packets.append(self._packet(packet, log.news()))
             self.limits.check_frames(len(self.packets))
             self._keep(packet)
         self.ended = errors[0] if errors else ""
@@ -160,7 +168,7 @@ class _Reader:
             time_s = float(packet.pts * packet.time_base)
             self.audio.setdefault(packet.stream_index, [time_s, time_s])[1] = time_s
 
-    def _packet(self, packet: Any) -> Packet:
+    def _packet(self, packet: Any, loss: str) -> Packet:
         picture, damage = None, ""
         if self.parser is not None and not self.unread:
             try:
@@ -172,8 +180,18 @@ class _Reader:
                 self.unread = str(error)
             except IndexError:
                 damage = "a header ends early"
+            if picture is None and self.began and packet.size > LARGEST_WITHOUT_PICTURE:
+                damage = damage or "the packet holds no picture"
         return Packet(
-            packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, packet.is_corrupt, picture, damage
+            pts=packet.pts,
+            dts=packet.dts,
+            bytes=packet.size,
+            key=packet.is_keyframe,
+            discard=packet.is_discard,
+            corrupt=packet.is_corrupt,
+            picture=picture,
+            damage=damage,
+            loss=loss,
         )
 
     def _keep(self, packet: Any) -> None:

@@ -1,12 +1,14 @@
 """The frames of a file in display order: where each comes from, when it is shown, and whether it is proven.
 
-A frame is proven when decoding began at a true random-access point, no packet since then is missing, damaged or refused, and
-FFmpeg flags nothing.
+A frame is proven when decoding began at a true random-access point, no packet since then is missing, damaged or refused, FFmpeg
+reports nothing, and its place among all frames is certain.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
 
 from pipeline.decode.order import DEFAULT_RATE, DisplayOrder, display_times
 from pipeline.decode.reader import Walk
@@ -17,8 +19,14 @@ FLAGGED_CODECS = frozenset({"h264", "mpeg4", "mpeg2video", "mpeg1video"})
 """Their decoders flag a frame whose packet is cut short; a packet that only the demuxer suspects is judged by that."""
 MEASURED = frozenset({"mov", "matroska", "avi", "asf", "flv"})
 """Demuxers whose duration comes from a header, not from an estimate."""
+TIMED = frozenset({"matroska", "flv", "asf", "mpegts"})
+"""Demuxers whose packets carry times of their own, so that a gap shows where some are missing."""
 TOLERATED_S, TOLERATED_SHARE = 1.0, 0.05
 """How much shorter than its header says a file may be that is not cut short by its structure."""
+TOLERATED_FRAMES = 0.01
+"""Share of frames that the header of an AVI file may count too many."""
+GAP_STEPS = 1.5
+"""In a damaged file, frames are missing where a step between two times is that many times the usual one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +39,8 @@ class Timeline:
     """Place of each among the decoder's outputs, LOST where none came out; None where the frames come from a plan."""
     times_s: Sequence[float]
     """Time of each since the first."""
-    proven: Sequence[bool] | None
-    """Whether each is proven; None: all but the lost ones."""
+    proven: Sequence[bool]
+    """Whether each is proven to be the frame that the file holds there."""
     reason: str
     """What speaks against frames that are not proven; empty where all are."""
 
@@ -43,34 +51,41 @@ class Timeline:
         """Tell whether there are pixels for a place in display order."""
         return self.sources[index] != LOST and (self.places is None or self.places[index] != LOST)
 
-    def is_proven(self, index: int) -> bool:
-        """Tell whether the frame at a place in display order is the one that the file holds there."""
-        return self.sources[index] != LOST and (self.proven is None or self.proven[index])
-
 
 def planned_timeline(scanned: Scan, order: DisplayOrder) -> Timeline:
     """Return the frames that a plan gives."""
-    pts = [scanned.packets[number].pts for number in order.shown]
-    return _with_lost_end(scanned, list(order.shown), None, display_times(scanned, pts), None, "")
+    times = display_times(scanned, [scanned.packets[number].pts for number in order.shown])
+    timeline = Timeline(sources=order.shown, places=None, times_s=times, proven=[True] * len(times), reason="")
+    return _with_lost_end(scanned, timeline)
 
 
 def decoded_timeline(scanned: Scan, order: DisplayOrder | str, decoded: Walk) -> Timeline:
     """Return the frames that decoding everything in order showed; where something is damaged, those it should have shown."""
     suspects = _suspects(scanned, decoded)
     outputs = decoded.outputs
-    if not suspects:
-        sources = [output.packet for output in outputs]
+    if not suspects and not scanned.damaged:
         times = display_times(scanned, [output.pts for output in outputs])
-        return _with_lost_end(scanned, sources, list(range(len(sources))), times, None, "")
+        every = range(len(outputs))
+        sources = [output.packet for output in outputs]
+        return _with_lost_end(
+            scanned, Timeline(sources=sources, places=every, times_s=times, proven=[True] * len(every), reason="")
+        )
     place_of = {output.packet: place for place, output in enumerate(outputs)}
-    sources = list(order.shown) if isinstance(order, DisplayOrder) else _with_lost(scanned, decoded)
-    silent = [source for source in sources if source not in place_of]
-    reasons = {**dict.fromkeys(silent, "no frame came out"), **suspects}
-    proven = _proven(scanned.packets, order, sources, reasons)
-    first = min(reasons)
+    sources = list(order.shown) if isinstance(order, DisplayOrder) else _with_refused(decoded)
+    reasons = {**dict.fromkeys((s for s in sources if s not in place_of), "no frame came out"), **suspects}
     times = display_times(scanned, [scanned.packets[source].pts for source in sources])
-    reason = f"packet {first} of {len(scanned.packets)}: {reasons[first]}"
-    return _with_lost_end(scanned, sources, [place_of.get(source, LOST) for source in sources], times, proven, reason)
+    timeline = Timeline(
+        sources=sources,
+        places=[place_of.get(source, LOST) for source in sources],
+        times_s=times,
+        proven=_proven(scanned, order, sources, reasons),
+        reason=_first_of(reasons, len(scanned.packets)),
+    )
+    return _with_lost_end(scanned, _placed(scanned, timeline))
+
+
+def _first_of(reasons: dict[int, str], packets: int) -> str:
+    return f"packet {min(reasons)} of {packets}: {reasons[min(reasons)]}" if reasons else ""
 
 
 def _suspects(scanned: Scan, decoded: Walk) -> dict[int, str]:
@@ -79,33 +94,31 @@ def _suspects(scanned: Scan, decoded: Walk) -> dict[int, str]:
     for number, packet in enumerate(scanned.packets):
         if number < scanned.first_start:
             continue
-        if packet.damage:
-            found[number] = packet.damage
+        if packet.damage or packet.loss:
+            found[number] = packet.damage or packet.loss
         elif packet.picture is not None and packet.picture.gap:
             found[number] = "a reference picture before it is missing"
         elif packet.corrupt and scanned.codec not in FLAGGED_CODECS:
             found[number] = "the container is damaged there"
     found.update({output.packet: "the decoder flags its frame as corrupt" for output in decoded.outputs if output.corrupt})
-    found.update(dict.fromkeys((n for n in decoded.failed if n >= scanned.first_start), "the decoder refuses it"))
-    return found
+    return found | decoded.complaints | decoded.failed
 
 
-def _with_lost(scanned: Scan, decoded: Walk) -> list[int]:
+def _with_refused(decoded: Walk) -> list[int]:
     """Return the packets of the outputs, with refused ones where they stand in decode order."""
     sources = [output.packet for output in decoded.outputs]
-    for number in sorted(decoded.failed - set(sources)):
+    for number in sorted(decoded.failed.keys() - set(sources)):
         place = next((i for i, source in enumerate(sources) if source > number), len(sources))
         sources.insert(place, number)
     return sources
 
 
-def _proven(
-    packets: Sequence[Packet], order: DisplayOrder | str, sources: Iterable[int], reasons: dict[int, str]
-) -> list[bool]:
+def _proven(scanned: Scan, order: DisplayOrder | str, sources: Iterable[int], reasons: dict[int, str]) -> list[bool]:
     """Tell for each frame whether nothing since its random-access point speaks against it."""
+    packets = scanned.packets
     starts = order.starts if isinstance(order, DisplayOrder) else _believed_starts(packets)
     ranks = order.ranks if isinstance(order, DisplayOrder) else {}
-    spoiling = sorted(number for number in reasons if _is_reference(packets[number]))
+    spoiling = sorted(number for number in reasons if _may_be_reference(packets[number], scanned.codec))
     proven = []
     for source in sources:
         place = bisect_right(starts, source) - 1
@@ -122,35 +135,71 @@ def _believed_starts(packets: Sequence[Packet]) -> tuple[int, ...]:
     return tuple(n for n, packet in enumerate(packets) if (packet.picture.start if packet.picture else packet.key))
 
 
-def _is_reference(packet: Packet) -> bool:
-    return packet.damage != "" or packet.picture is None or packet.picture.reference or packet.picture.gap
+def _may_be_reference(packet: Packet, codec: str) -> bool:
+    """Tell whether damage in a packet may spoil others. NAL units say so in their first byte; other headers may be damaged."""
+    picture = packet.picture
+    unsure = bool(packet.damage or packet.loss) or codec not in ("h264", "hevc")
+    return unsure or picture is None or picture.reference or picture.gap
 
 
-def _with_lost_end(
-    scanned: Scan,
-    sources: list[int],
-    places: list[int] | None,
-    times_s: list[float],
-    proven: list[bool] | None,
-    reason: str,
-) -> Timeline:
+def _placed(scanned: Scan, timeline: Timeline) -> Timeline:
+    """Return the timeline of a damaged file; where packets may be missing, no frame's place among all frames is certain."""
+    counted = scanned.declared_frames == len(scanned.packets)
+    if counted or (scanned.demuxer in TIMED and not _loses_packets(scanned, timeline)):
+        return timeline
+    reason = timeline.reason or "the container is damaged"
+    return replace(timeline, proven=[False] * len(timeline), reason=f"{reason}, and packets may be missing")
+
+
+def _loses_packets(scanned: Scan, timeline: Timeline) -> bool:
+    """Tell whether the demuxer reports a loss, the bitstream misses a picture, or times have a gap."""
+    behind = scanned.packets[scanned.first_start :]
+    if any(packet.loss or packet.pts is None or (packet.picture and packet.picture.gap) for packet in behind):
+        return True
+    steps = [after - before for before, after in pairwise(timeline.times_s)]
+    return bool(steps) and max(steps) > GAP_STEPS * median(steps)
+
+
+def _with_lost_end(scanned: Scan, timeline: Timeline) -> Timeline:
     """Return a timeline that goes on, with lost frames, to the end that the header of a file cut short declares."""
     step_s = 1 / float(scanned.rate or DEFAULT_RATE)
-    lost = lost_frames(scanned, (times_s[-1] if times_s else 0.0) + step_s, step_s)
-    if lost:
-        begin = (times_s[-1] if times_s else 0.0) + step_s
-        reason = reason or _cut_short(scanned)
-        times_s = times_s + [begin + number * step_s for number in range(lost)]
-        places = places if places is None else places + [LOST] * lost
-        proven = proven if proven is None else proven + [False] * lost
-    return Timeline(sources=sources + [LOST] * lost, places=places, times_s=times_s, proven=proven, reason=reason)
+    begin_s = (timeline.times_s[-1] if timeline.times_s else 0.0) + step_s
+    lost = lost_frames(scanned, begin_s, step_s)
+    if _loses_inside(scanned, lost):
+        return replace(timeline, proven=[False] * len(timeline), reason=timeline.reason or _cut_short(scanned))
+    return replace(
+        timeline,
+        sources=[*timeline.sources, *[LOST] * lost],
+        places=None if timeline.places is None else [*timeline.places, *[LOST] * lost],
+        times_s=[*timeline.times_s, *(begin_s + number * step_s for number in range(lost))],
+        proven=[*timeline.proven, *[False] * lost],
+        reason=timeline.reason or (_cut_short(scanned) if lost else ""),
+    )
+
+
+def _loses_inside(scanned: Scan, lost_at_end: int) -> bool:
+    """Tell whether a file has fewer packets than its header says, and not because its end is cut off."""
+    packets = scanned.packets
+    if _discards(scanned) or len(packets) == scanned.declared_frames:
+        return False
+    if scanned.demuxer == "avi" and scanned.declared_frames:
+        counted = 1 + max((packet.dts or 0 for packet in packets), default=0)
+        is_cut_inside = bool(scanned.missing_bytes) and not packets[-1].corrupt
+        return is_cut_inside or (not scanned.missing_bytes and counted < scanned.declared_frames * (1 - TOLERATED_FRAMES))
+    return bool(scanned.missing_bytes) and not lost_at_end
+
+
+def _discards(scanned: Scan) -> bool:
+    return any(packet.discard for packet in scanned.packets)
 
 
 def lost_frames(scanned: Scan, shown_s: float, step_s: float) -> int:
     """Return how many frames are missing at the end, by the length that the header declares."""
-    if scanned.demuxer not in MEASURED or any(packet.discard for packet in scanned.packets):
+    if scanned.demuxer not in MEASURED or _discards(scanned):
         return 0
-    is_cut = bool(scanned.missing_bytes or scanned.ended)
+    is_cut = bool(scanned.missing_bytes or scanned.ended or scanned.damaged)
+    if is_cut and scanned.demuxer == "avi":
+        return max(0, scanned.declared_frames - len(scanned.packets))
     missing_s = scanned.declared_s - (shown_s if is_cut else max(shown_s, scanned.covered_s))
     tolerated_s = step_s / 2 if is_cut else max(TOLERATED_S, TOLERATED_SHARE * scanned.declared_s)
     return round(missing_s / step_s) if missing_s > tolerated_s else 0

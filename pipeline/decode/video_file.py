@@ -213,7 +213,7 @@ def _clip(timeline: Timeline, sample: Sample, frames: Mapping[int, Any], reason:
         frames=np.stack([pixels[index] for index in stand_ins]),
         timestamps_s=[round(timeline.times_s[index], 6) for index in sample.shown],
         decoder="pyav",
-        substituted=sum(not timeline.is_proven(index) for index in sample.shown),
+        substituted=sum(not timeline.proven[index] for index in sample.shown),
         displaced_s=_displaced_s(timeline, sample),
         reason=reason,
     )

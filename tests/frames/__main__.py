@@ -36,8 +36,13 @@ def checked(rng: random.Random, folder: Path, number: int) -> str:
         print(f"{number}: not written: {error}")
         return "not written"
     policy = rng.choice(("linspace", "arange"))
-    found = verdict(drawn.path, list(range(drawn.frames)) if drawn.is_whole else None, policy=policy)
-    drawn.path.unlink()
+    try:
+        found = verdict(drawn.path, list(range(drawn.frames)) if drawn.is_whole else None, policy=policy)
+    except av.error.FFmpegError as error:
+        print(f"{number}: FFmpeg cannot read it: {error}")
+        return "unreadable"
+    finally:
+        drawn.path.unlink()
     if found.is_right:
         return "right, planned" if found.detail == "pyav 0 " else "right, in order"
     print(f"{number}: {drawn.story} {policy}: expected {found.expected}, got {found.shown}, {found.detail}", flush=True)

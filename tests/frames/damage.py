@@ -1,4 +1,4 @@
-"""Damaged files: `python -m tests.frames.damage --files 200`. A frame that is not the one asked for is counted, or the file refused."""
+"""Damaged files: `python -m tests.frames.damage --files 200`. Frames that are not those asked for are counted, or the file refused."""
 
 import argparse
 import random

@@ -7,6 +7,7 @@ Source: ITU-T H.264 (08/2021), 7.3.2.1, 7.3.2.2, 7.3.3, 7.4.1.2.4, 8.2.1, D.2.8,
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -72,7 +73,8 @@ class H264Parser:
         self.decoded = 0
         for unit in _avcc_units(extradata) if is_prefixed else annex_b_units(extradata):
             if unit[0] & 31 in (SPS, PPS):
-                self.sets.before_first(_key(unit), unit)
+                with suppress(DamagedBitstreamError):
+                    self.sets.before_first(_key(unit), unit)
 
     def picture(self, data: bytes) -> Picture | None:
         """Return the picture in a packet, see `BitstreamParser`."""

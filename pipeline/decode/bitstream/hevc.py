@@ -7,6 +7,7 @@ Source: ITU-T H.265 (08/2021), 7.3.1.2, 7.3.2.2, 7.3.2.3, 7.3.3, 7.3.6.1, 7.4.2.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,7 +68,8 @@ class HevcParser:
         self.drops_leading = False
         for unit in _hvcc_units(extradata) if is_prefixed else annex_b_units(extradata):
             if _kind(unit) in (VPS, SPS, PPS) and _is_base(unit):
-                self.sets.before_first(_key(unit), unit)
+                with suppress(DamagedBitstreamError):
+                    self.sets.before_first(_key(unit), unit)
 
     def picture(self, data: bytes) -> Picture | None:
         """Return the picture in a packet, see `BitstreamParser`."""
