@@ -1,4 +1,4 @@
-"""Damaged files: `python -m tests.frames.damage --files 200`. Frames that are not those asked for are counted, or the file refused."""
+"""Damaged files: `python -m tests.frames.damage --files 200`. Frames that are not those asked for are counted."""
 
 import argparse
 import random
