@@ -14,11 +14,13 @@ _SOURCE = [
     ("source_sha256", pa.string()),
     ("source_bytes", pa.int64()),
     ("substituted_frames", pa.int32()),
+    ("displaced_s", pa.float32()),
 ]
 _FAILURE = [("error_class", pa.string()), ("error", pa.string())]
 
 DECODED = pa.schema([*CORPUS, ("frames", pa.large_binary()), *_SOURCE, *_FAILURE])
-"""Clips. `frames`: uint8 F*S*S*3, null where `error_class` is not; `substituted_frames`: how many of the F repeat another."""
+"""Clips. `frames`: uint8 F*S*S*3, null where `error_class` is not; `substituted_frames`: how many of the F are not, or not
+provably, the frame that was asked for; `displaced_s`: how far the policy `keyframe` moved a frame at most, in seconds."""
 
 TOKENS = [
     ("features", pa.large_binary()),
@@ -92,6 +94,8 @@ MANIFEST = pa.schema(
         ("error", pa.string()),
         ("tokens", pa.int32()),
         ("bytes", pa.int64()),
+        ("substituted_frames", pa.int32()),
+        ("displaced_s", pa.float32()),
     ]
 )
 """What the commit stage returns: committed, failed, or duplicate when another run was first."""

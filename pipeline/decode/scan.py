@@ -25,7 +25,7 @@ KEPT_BYTES = 32 << 20
 """Packets of streams up to this size stay in memory between reading and decoding."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Packet:
     """One packet of the video stream."""
 

@@ -98,10 +98,18 @@ def _suspects(scanned: Scan, decoded: Walk) -> dict[int, str]:
             found[number] = packet.damage or packet.loss
         elif packet.picture is not None and packet.picture.gap:
             found[number] = "a reference picture before it is missing"
-        elif packet.corrupt and scanned.codec not in FLAGGED_CODECS:
+        elif packet.corrupt and scanned.codec not in FLAGGED_CODECS and not _is_joined_after(scanned.packets, number):
             found[number] = "the container is damaged there"
     found.update({output.packet: "the decoder flags its frame as corrupt" for output in decoded.outputs if output.corrupt})
     return found | decoded.complaints | decoded.failed
+
+
+def _is_joined_after(packets: Sequence[Packet], number: int) -> bool:
+    """Tell whether another recording follows: a random-access point whose time lies before. Its counters need not go on."""
+    packet, following = packets[number], packets[number + 1 : number + 2]
+    return any(
+        n.picture is not None and n.picture.start and n.dts is not None and n.dts < (packet.dts or 0) for n in following
+    )
 
 
 def _with_refused(decoded: Walk) -> list[int]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from pipeline.decode.bitstream.picture import DamagedBitstreamError
 
+UNIT_BYTES = 2048
+"""Bytes of a NAL unit that are looked at: parameter sets and recovery points are shorter."""
 START_CODE = b"\x00\x00\x01"
 
 
@@ -47,24 +49,29 @@ def unescaped(data: bytes) -> bytes:
 
 
 def annex_b_units(data: bytes) -> Iterator[bytes]:
-    """Yield the NAL units between start codes, without trailing zeros."""
+    """Yield the NAL units between start codes, without trailing zeros, cut to what headers and parameter sets take."""
     at = data.find(START_CODE)
     while at >= 0:
         following = data.find(START_CODE, at + 3)
-        unit = data[at + 3 : following if following >= 0 else len(data)].rstrip(b"\x00")
+        end = following if following >= 0 else len(data)
+        unit = data[at + 3 : min(end, at + UNIT_BYTES)].rstrip(b"\x00")
         if unit:
             yield unit
         at = following
 
 
 def prefixed_units(data: bytes, size: int) -> Iterator[bytes]:
-    """Yield the NAL units behind length fields of so many bytes. Raises DamagedBitstreamError for a wrong length."""
-    at = 0
-    while at < len(data):
+    """Yield the NAL units behind length fields of so many bytes, cut as in `annex_b_units`.
+
+    Raises:
+        DamagedBitstreamError: a wrong length.
+    """
+    at, end = 0, len(data)
+    while at < end:
         length = int.from_bytes(data[at : at + size], "big")
         at += size
-        if at + length > len(data):
+        if at + length > end:
             raise DamagedBitstreamError("a NAL unit is longer than its packet")
         if length:
-            yield data[at : at + length]
+            yield data[at : at + min(length, UNIT_BYTES)]
         at += length

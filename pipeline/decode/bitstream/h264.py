@@ -45,7 +45,7 @@ class PictureParameters:
     redundant_present: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice:
     """The head of a slice."""
 

@@ -42,7 +42,7 @@ class PictureParameters:
     extra_bits: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice:
     """The head of the first slice of a picture."""
 
