@@ -114,6 +114,7 @@ def encoded(job: EncodeJob, meter: Meter) -> tuple[pa.Table, Report]:
     known = {"skipped": corpus.num_rows - missing.num_rows, "same_content": missing.num_rows - todo.num_rows}
     meter.found(store.fingerprint, "videos", known, todo.num_rows)
     stopped = False
+    moved = Moved()
     if todo.num_rows:
         with stop_on_signal() as stop:
             runner = _locally if job.cluster.runner == "local" else _on_ray
@@ -121,11 +122,29 @@ def encoded(job: EncodeJob, meter: Meter) -> tuple[pa.Table, Report]:
             with closing(runner(*arguments)) as manifests:
                 for manifest in manifests:
                     progress.add(Counter(manifest["status"].to_pylist()))
+                    moved.add(manifest)
                     meter.videos(store.fingerprint, manifest, progress.total - progress.done)
             stopped = stop.is_set() and progress.done < todo.num_rows
     store.refresh()
     report = _report(job, store, corpus, progress, stopped)
+    report |= moved.report() if job.decode.policy == "keyframe" else {}
     return corpus, {**report, "same_content": missing.num_rows - todo.num_rows}
+
+
+class Moved:
+    """How far keyframe sampling moved frames in this run: the largest distance of each video."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def add(self, manifest: pa.Table) -> None:
+        """Take in rows of `schema.MANIFEST`."""
+        self.seconds += [seconds for seconds in manifest["displaced_s"].to_pylist() if seconds is not None]
+
+    def report(self) -> Report:
+        """Return the mean and the maximum over the videos of this run."""
+        mean = sum(self.seconds) / max(len(self.seconds), 1)
+        return {"frames_moved_s": {"mean": round(mean, 3), "max": round(max(self.seconds, default=0.0), 3)}}
 
 
 def _withdraw(store: TokenStore, gone: pa.Table) -> None:

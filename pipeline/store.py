@@ -254,4 +254,6 @@ def _outcome(row: Mapping[str, Any], written: bool) -> dict[str, Any]:
         "status": "committed" if written else "duplicate",
         "tokens": row["shape"][0],
         "bytes": _payload_bytes(row),
+        "substituted_frames": row["substituted_frames"],
+        "displaced_s": row["displaced_s"],
     }

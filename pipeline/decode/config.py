@@ -70,6 +70,6 @@ def decode_spec(config: DecodeConfig) -> dict[str, Any]:
     libraries = {"pyav": version("av"), **({"decord": version("decord")} if config.decoder == "decord" else {})}
     return {
         "sampling": {"policy": config.policy, "frames": config.frames},
-        "decoder": {"choice": "decord" if config.decoder == "decord" else "pyav", "rule": RULE, **libraries},
+        "decoder": {"rule": RULE, **libraries},
         "pixels": {**RESIZE, "pillow": version("pillow")},
     }

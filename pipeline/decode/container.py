@@ -71,8 +71,8 @@ class Limits:
             self.check_duration(_seconds(2 * (known[3 * len(known) // 4] - known[len(known) // 4]), tick_s))
 
 
-HARMLESS = ("mmco:",)
-"""Errors that FFmpeg logs for right frames: pictures of before a random-access point are taken out of use a second time."""
+HARMLESS = ("mmco:", "number of reference frames")
+"""Errors that FFmpeg logs for right frames too: behind a random-access point, pictures of before are taken out of use."""
 
 
 class ErrorLog:

@@ -29,6 +29,9 @@ class DisplayOrder:
     starts: tuple[int, ...]
     """Packets, rising, at which decoding can begin: true random-access points with all parameter sets at hand."""
 
+    depth: int
+    """How many pictures that are decoded before one are shown after it, at most."""
+
     @cached_property
     def index_of(self) -> dict[int, int]:
         """Place of a shown packet among the shown ones."""
@@ -47,7 +50,8 @@ def display_order(scanned: Scan) -> DisplayOrder | str:
     if keys is None:
         return "packets with unreadable headers and no times to place them by"
     order = sorted(keys, key=lambda number: (*keys[number], number))
-    if not any(scanned.packets[number].damage for number in order) and _depth(order) > DEEPEST_REORDERING:
+    depth = _depth(order)
+    if not any(scanned.packets[number].damage for number in order) and depth > DEEPEST_REORDERING:
         return "pictures are further out of order than any decoder allows"
     ranks = {number: rank for rank, number in enumerate(order)}
     shown = tuple(number for number in order if _comes_out(scanned.packets[number], ranks[number], ranks[begin]))
@@ -56,7 +60,7 @@ def display_order(scanned: Scan) -> DisplayOrder | str:
     if not scanned.damaged and not _agrees_with_times([scanned.packets[number] for number in sorted(ranks)], ranks):
         return "times contradict the order of the pictures"
     starts = tuple(n for n in sorted(ranks) if (p := scanned.packets[n].picture) and p.start and p.parameters)
-    return DisplayOrder(shown=shown, ranks=ranks, starts=starts or (begin,))
+    return DisplayOrder(shown=shown, ranks=ranks, starts=starts or (begin,), depth=depth)
 
 
 def _keys(packets: Sequence[Packet], begin: int) -> dict[int, tuple[int, int]] | None:

@@ -223,7 +223,8 @@ def _declared_s(container: Any, stream: Any) -> float:
     """Return the length that the header declares; the container's holds for all streams together."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else 0.0
+    start_s = max(0.0, float((stream.start_time or 0) * (stream.time_base or 0)))  # Matroska and FLV count from zero on
+    return container.duration / av.time_base - start_s if container.duration else 0.0
 
 
 def _covered_s(packets: list[Packet], stream: Any) -> float:

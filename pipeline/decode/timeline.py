@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
-from pipeline.decode.order import DEFAULT_RATE, DisplayOrder, display_times
+from pipeline.decode.order import DEEPEST_REORDERING, DEFAULT_RATE, DisplayOrder, display_times
 from pipeline.decode.reader import Walk
 from pipeline.decode.scan import Packet, Scan
 
@@ -56,20 +56,20 @@ def planned_timeline(scanned: Scan, order: DisplayOrder) -> Timeline:
     """Return the frames that a plan gives."""
     times = display_times(scanned, [scanned.packets[number].pts for number in order.shown])
     timeline = Timeline(sources=order.shown, places=None, times_s=times, proven=[True] * len(times), reason="")
-    return _with_lost_end(scanned, timeline)
+    return _with_lost_end(scanned, timeline, order.depth)
 
 
 def decoded_timeline(scanned: Scan, order: DisplayOrder | str, decoded: Walk) -> Timeline:
     """Return the frames that decoding everything in order showed; where something is damaged, those it should have shown."""
     suspects = _suspects(scanned, decoded)
     outputs = decoded.outputs
+    depth = order.depth if isinstance(order, DisplayOrder) else DEEPEST_REORDERING
     if not suspects and not scanned.damaged:
         times = display_times(scanned, [output.pts for output in outputs])
         every = range(len(outputs))
         sources = [output.packet for output in outputs]
-        return _with_lost_end(
-            scanned, Timeline(sources=sources, places=every, times_s=times, proven=[True] * len(every), reason="")
-        )
+        timeline = Timeline(sources=sources, places=every, times_s=times, proven=[True] * len(every), reason="")
+        return _with_lost_end(scanned, timeline, depth)
     place_of = {output.packet: place for place, output in enumerate(outputs)}
     sources = list(order.shown) if isinstance(order, DisplayOrder) else _with_refused(decoded)
     reasons = {**dict.fromkeys((s for s in sources if s not in place_of), "no frame came out"), **suspects}
@@ -81,7 +81,7 @@ def decoded_timeline(scanned: Scan, order: DisplayOrder | str, decoded: Walk) ->
         proven=_proven(scanned, order, sources, reasons),
         reason=_first_of(reasons, len(scanned.packets)),
     )
-    return _with_lost_end(scanned, _placed(scanned, timeline))
+    return _with_lost_end(scanned, _placed(scanned, timeline), depth)
 
 
 def _first_of(reasons: dict[int, str], packets: int) -> str:
@@ -153,7 +153,8 @@ def _may_be_reference(packet: Packet, codec: str) -> bool:
 def _placed(scanned: Scan, timeline: Timeline) -> Timeline:
     """Return the timeline of a damaged file; where packets may be missing, no frame's place among all frames is certain."""
     counted = scanned.declared_frames == len(scanned.packets)
-    if counted or (scanned.demuxer in TIMED and not _loses_packets(scanned, timeline)):
+    indexed = scanned.demuxer == "mov" and scanned.declared_frames > 0  # by the sample table; fragments have none
+    if counted or indexed or (scanned.demuxer in TIMED and not _loses_packets(scanned, timeline)):
         return timeline
     reason = timeline.reason or "the container is damaged"
     return replace(timeline, proven=[False] * len(timeline), reason=f"{reason}, and packets may be missing")
@@ -162,27 +163,53 @@ def _placed(scanned: Scan, timeline: Timeline) -> Timeline:
 def _loses_packets(scanned: Scan, timeline: Timeline) -> bool:
     """Tell whether the demuxer reports a loss, the bitstream misses a picture, or times have a gap."""
     behind = scanned.packets[scanned.first_start :]
-    if any(packet.loss or packet.pts is None or (packet.picture and packet.picture.gap) for packet in behind):
+    if any(packet.pts is None or (packet.picture and packet.picture.gap) for packet in behind):
+        return True
+    if any(packet.loss for packet in behind[:-1]):
         return True
     steps = [after - before for before, after in pairwise(timeline.times_s)]
     return bool(steps) and max(steps) > GAP_STEPS * median(steps)
 
 
-def _with_lost_end(scanned: Scan, timeline: Timeline) -> Timeline:
-    """Return a timeline that goes on, with lost frames, to the end that the header of a file cut short declares."""
+def _with_lost_end(scanned: Scan, timeline: Timeline, depth: int) -> Timeline:
+    """Return a timeline that goes on, with lost frames, to the end that the header of a file cut short declares.
+
+    Where pictures are reordered, others that are shown between the last ones may be lost as well: times show how many, and the
+    last ones are not proven.
+    """
     step_s = 1 / float(scanned.rate or DEFAULT_RATE)
     begin_s = (timeline.times_s[-1] if timeline.times_s else 0.0) + step_s
     lost = lost_frames(scanned, begin_s, step_s)
     if _loses_inside(scanned, lost):
         return replace(timeline, proven=[False] * len(timeline), reason=timeline.reason or _cut_short(scanned))
+    if not lost:
+        return timeline
+    timeline = _with_gaps(timeline, len(timeline) - DEEPEST_REORDERING) if scanned.demuxer != "avi" else timeline
+    sure = max(0, len(timeline) - DEEPEST_REORDERING) if depth else len(timeline)
     return replace(
         timeline,
         sources=[*timeline.sources, *[LOST] * lost],
         places=None if timeline.places is None else [*timeline.places, *[LOST] * lost],
         times_s=[*timeline.times_s, *(begin_s + number * step_s for number in range(lost))],
-        proven=[*timeline.proven, *[False] * lost],
-        reason=timeline.reason or (_cut_short(scanned) if lost else ""),
+        proven=[*timeline.proven[:sure], *[False] * (len(timeline) + lost - sure)],
+        reason=timeline.reason or _cut_short(scanned),
     )
+
+
+def _with_gaps(timeline: Timeline, begin: int) -> Timeline:
+    """Return a timeline with lost frames wherever a step from some frame on is a multiple of the usual one."""
+    steps = [after - before for before, after in pairwise(timeline.times_s)]
+    usual = median(steps) if steps else 0.0
+    sources, places, times, proven = [], [], [], []
+    for index, step in enumerate([0.0, *steps]):
+        missing = round(step / usual) - 1 if index >= begin and usual > 0 and step > GAP_STEPS * usual else 0
+        end_s = timeline.times_s[index]
+        sources += [LOST] * missing + [timeline.sources[index]]
+        places += [LOST] * missing + [LOST if timeline.places is None else timeline.places[index]]
+        proven += [False] * missing + [timeline.proven[index]]
+        times += [end_s - usual * (missing - number) for number in range(missing)] + [end_s]
+    kept = None if timeline.places is None else places
+    return replace(timeline, sources=sources, places=kept, times_s=times, proven=proven)
 
 
 def _loses_inside(scanned: Scan, lost_at_end: int) -> bool:

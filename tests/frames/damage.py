@@ -19,11 +19,14 @@ HARMLESS = 4.0
 """Mean difference, in levels, below which a damaged file's frame is the intact one's."""
 
 
-def damaged(rng: random.Random, content: bytes) -> tuple[bytes, str]:
+KINDS = ("cut", "zeros", "noise", "flips", "hole")
+
+
+def damaged(rng: random.Random, content: bytes, kind: str | None = None, length: int = 0) -> tuple[bytes, str]:
     """Return the bytes of a file after an accident, behind its first tenth."""
     size, at = len(content), int(len(content) * rng.choice((0.4, rng.uniform(0.1, 0.95))))
-    kind = rng.choice(("cut", "zeros", "noise", "flips", "hole"))
-    length = min(rng.choice((16, 200, 2000)), size - at)
+    kind = kind or rng.choice(KINDS)
+    length = min(length or rng.choice((16, 200, 2000)), size - at)
     if kind == "cut":
         return content[:at], f"cut at {at} of {size}"
     if kind == "hole":

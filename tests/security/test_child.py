@@ -22,7 +22,10 @@ sys.stdout.buffer.write(open(sys.argv[1], "rb").read())
 sys.stdout.buffer.flush()
 sys.stdin.buffer.read()
 """
-TRUE: dict[str, Any] = {"bytes": 8 * 32 * 32 * 3, "timestamps_s": [0.5] * 8, "decoder": "pyav", "substituted_frames": 0}
+TRUE: dict[str, Any] = {
+    "bytes": 8 * 32 * 32 * 3,
+    "timestamps_s": [0.5] * 8, "decoder": "pyav", "substituted_frames": 0, "displaced_s": 0.0,
+}
 ANSWERS: dict[str, Any] = {
     "more bytes": {"bytes": TRUE["bytes"] + 1},
     "fewer bytes": {"bytes": 3},
@@ -77,7 +80,7 @@ def test_what_a_decoding_process_answers_is_checked(name: str, patient: Decode, 
     answer = json.dumps({**TRUE, **ANSWERS[name]}).encode() + b"\n" + bytes(TRUE["bytes"])
     row = answering(patient, answer, tmp_path)
     assert (row["error_class"], row["frames"]) == ("CRASHED", None)
-    assert row["error"] == "the decoding process gave an answer that is none"
+    assert row["error"] == "the decoder process returned an invalid response"
     assert patient.child.process is None
 
 
@@ -85,7 +88,7 @@ def test_what_a_decoding_process_answers_is_checked(name: str, patient: Decode, 
 def test_an_answer_that_is_none_is_refused(answer: bytes, patient: Decode, tmp_path: Path) -> None:
     """And not waited for when it does not end."""
     row = answering(patient, answer, tmp_path)
-    assert (row["error_class"], row["error"]) == ("CRASHED", "the decoding process gave an answer that is none")
+    assert (row["error_class"], row["error"]) == ("CRASHED", "the decoder process returned an invalid response")
 
 
 def test_the_same_answer_without_a_lie_is_taken(patient: Decode, tmp_path: Path) -> None:

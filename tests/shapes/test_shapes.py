@@ -92,7 +92,7 @@ def test_a_corpus_on_disk_is_real_video_with_questions_in_the_layout_of_activity
     with Decode(DecodeConfig(), side_px=64) as stage:
         rows = stage(videos).to_pylist()
     for seed, row in enumerate(rows):
-        assert (row["error"], row["decoder"]) == (None, "decord")
+        assert (row["error"], row["decoder"]) == (None, "pyav")
         ours = np.frombuffer(row["frames"], np.uint8).reshape(8, 64, 64, 3).astype(int)
         drawn = render(draw_scene(seed), TIMES).astype(int)
         assert np.abs(ours - drawn).mean() < 8

@@ -1,0 +1,101 @@
+"""Damaged files: a frame that is not the one asked for is counted, and by default the file is refused with the reason."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from pipeline.decode.sampling import frame_indices
+from pipeline.errors import VideoError
+from tests.frames.checking import clip_of
+from tests.frames.damage import damaged, unnoticed
+from tests.frames.numbered import numbers_of
+from tests.frames.writing import Coding, remux, write
+
+H264 = Coding(options={"g": "30", "bf": "2", "crf": "14"})
+MPEG4 = Coding(encoder="mpeg4", options={"g": "12", "bf": "2", "qmin": "2", "qmax": "3"})
+FASTSTART = {"movflags": "faststart"}
+LENGTHS = {"v.mp4": FASTSTART, "v.mov": FASTSTART, "v.mkv": {}, "v.avi": {}, "v.flv": {}}
+"""Containers that tell how long the video is, with options that put this in front."""
+
+
+def cut(path: Path, share: float) -> Path:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return path
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_file_cut_short_is_corrupt_and_says_so(name: str, tmp_path: Path) -> None:
+    """Not a clip of its beginning."""
+    path = cut(write(tmp_path / name, 200, H264, mux_options=LENGTHS[name]), 0.4)
+    with pytest.raises(VideoError) as caught:
+        clip_of(path)
+    assert caught.value.code == "CORRUPT"
+    assert "of 8 frames are lost or cannot be proven right" in caught.value.detail
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_substitutes_of_a_file_cut_short_stand_at_the_places_of_the_whole_one(name: str, tmp_path: Path) -> None:
+    """Frames that are there are those of the intact file, and the others are counted."""
+    path = write(tmp_path / name, 200, H264, mux_options=LENGTHS[name])
+    intact = clip_of(path)
+    found = clip_of(cut(path, 0.6), max_substituted=8)
+    asked = frame_indices(200, 8)
+    right = [index for index, number in zip(asked, numbers_of(found.frames), strict=True) if index == number]
+    assert 2 <= len(right) <= 6
+    assert found.substituted >= 8 - len(right)
+    assert found.timestamps_s == pytest.approx(intact.timestamps_s, abs=0.05)
+
+
+def test_asf_cut_short_is_corrupt(tmp_path: Path) -> None:
+    """Its duration is lost with its index, so no frame's place is certain."""
+    path = cut(write(tmp_path / "v.asf", 200, H264), 0.5)
+    assert clip_of(path, max_substituted=8).substituted == 8
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["cut", "zeros", "noise", "hole"])
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.avi", "v.ts", "v.flv", "v.asf"])
+@pytest.mark.parametrize("coding", [H264, MPEG4], ids=["h264", "mpeg4"])
+def test_no_frame_of_a_damaged_file_is_wrong_without_being_counted(
+    coding: Coding, name: str, kind: str, seed: int, tmp_path: Path
+) -> None:
+    """Bytes overwritten or lost, or the end cut off. Single flipped bits may decode to something else without any error."""
+    if name == "v.flv" and coding is MPEG4:
+        pytest.skip("FLV holds no MPEG-4 part 2")
+    path = write(tmp_path / name, 160, coding)
+    intact = clip_of(path)
+    content, story = damaged(random.Random(seed), path.read_bytes(), kind, 2000)
+    path.write_bytes(content)
+    if kind == "cut" and name == "v.ts":
+        pytest.skip("a transport stream does not say how long it is")
+    try:
+        found = clip_of(path, max_substituted=8)
+    except VideoError:
+        return
+    assert unnoticed(intact, found) == 0, story
+
+
+def test_lost_reference_picture_spoils_what_follows_up_to_the_next_random_access_point(tmp_path: Path) -> None:
+    """The gap in frame_num shows it; FFmpeg itself says nothing."""
+    source = write(tmp_path / "source.mp4", 120, Coding(options={"g": "40", "bf": "0", "crf": "14"}, private="ref=1"))
+    path = remux(source, tmp_path / "gap.mp4", change=lambda number, _: number != 50)
+    found = clip_of(path, max_substituted=8)
+    assert found.substituted == sum(50 <= index < 79 for index in frame_indices(119, 8))
+    assert "reference picture before it is missing" in found.reason
+    with pytest.raises(VideoError):
+        clip_of(path)
+
+
+def test_part_before_the_damage_is_usable(tmp_path: Path) -> None:
+    path = write(tmp_path / "v.mp4", 200, H264, mux_options=FASTSTART)
+    expected = clip_of(path, (0.0, 2.0)).frames
+    assert (clip_of(cut(path, 0.6), (0.0, 2.0)).frames == expected).all()
+
+
+def test_limit_of_substitutes_is_exact(tmp_path: Path) -> None:
+    path = cut(write(tmp_path / "v.mp4", 200, H264, mux_options=FASTSTART), 0.6)
+    count = clip_of(path, max_substituted=8).substituted
+    assert clip_of(path, max_substituted=count).substituted == count
+    with pytest.raises(VideoError):
+        clip_of(path, max_substituted=count - 1)
