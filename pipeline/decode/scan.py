@@ -180,7 +180,7 @@ class _Reader:
                 self.unread = str(error)
             except IndexError:
                 damage = "a header ends early"
-            if picture is None and self.began and packet.size > LARGEST_WITHOUT_PICTURE:
+            if picture is None and not self.unread and self.began and packet.size > LARGEST_WITHOUT_PICTURE:
                 damage = damage or "the packet holds no picture"
         return Packet(
             pts=packet.pts,

@@ -12,9 +12,9 @@ import fsspec
 import pytest
 
 from pipeline.corpus import read_corpus
-from pipeline.decode.backends import read_clip
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
+from pipeline.decode.video_file import read_clip
 from pipeline.errors import VideoError
 from pipeline.sources import content_sha256
 from tests.http_server import Asked, http_server
