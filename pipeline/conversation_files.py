@@ -28,7 +28,9 @@ Message = dict[str, Any]
 
 
 def conversation_column(records: Sequence[Record]) -> str | None:
-    """Return the column that holds conversations, None for a file that is none of them."""
+    """Return the column that holds conversations, None where there is none, or questions stand in a column of their own."""
+    if any("question" in record for record in records):
+        return None
     return next((name for name in COLUMNS if any(record.get(name) is not None for record in records)), None)
 
 

@@ -140,8 +140,11 @@ def join_videos(questions: pa.Table, known: Collection[str], aliases: Mapping[st
 
 def _turns(records: list[Record], path: str) -> list[int | None]:
     """Return the turn of each row, None if it has none. Raises ConfigError for what is no whole number."""
+    given = texts(records, "turn", path)
+    if not any(given):
+        return [None] * len(given)
     found: list[int | None] = []
-    for number, text in enumerate(texts(records, "turn", path), 1):
+    for number, text in enumerate(given, 1):
         raw = (text or "").strip()
         if raw and not (raw.removesuffix(".0").isdecimal() and float(raw) <= MAX_TURN):
             raise ConfigError(f"{path}: expected turn to be a whole number up to {MAX_TURN}, got {raw!r} in row {number}")

@@ -8,6 +8,7 @@
 | `{"data": [...]}`, `{"info": ..., "questions": [...]}` | the one list of objects in it |
 | `{"q1": {"question": ...}}`, pandas `index` | rows; the key is the question id, or the video id where a row has no video |
 | `{"v1": [{"question": ...}, ...]}` | rows; the key is the video id |
+| `[{"role": ..., "content": ...}, ...]`, or lists of such messages | rows with `messages` |
 | pandas `values`: `[[...], ...]` | refused: the columns have no names |
 """
 
@@ -31,9 +32,7 @@ def rows_of(values: list[Any]) -> list[Any]:
     """Return the rows in the values of a file. Raises ValueError for a layout without column names, or with several lists."""
     if len(values) == 1:
         return _rows(values[0])
-    if any(isinstance(value, list) for value in values):
-        return [row for value in values for row in (_rows(value) if isinstance(value, list) else [value])]
-    return values
+    return [row for value in values for row in (_rows(value) if isinstance(value, list) else [value])]
 
 
 def by_id(rows: list[Record], column: str) -> list[Record]:
@@ -46,9 +45,23 @@ def by_id(rows: list[Record], column: str) -> list[Record]:
 def _rows(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return _rows_of_object(value)
-    if isinstance(value, list) and value and all(isinstance(row, list) for row in value):
-        raise ValueError(f"rows are lists without names of columns, such as {shown(value[0])}: write each row as an object")
-    return value if isinstance(value, list) else [value]
+    if not isinstance(value, list):
+        return [value]
+    if _messages(value):
+        return [{"messages": value}]
+    rows = [{"messages": row} if _messages(row) else row for row in value]
+    if unnamed := next((row for row in rows if isinstance(row, list)), None):
+        raise ValueError(f"rows are lists without names of columns, such as {shown(unnamed)}: write each row as an object")
+    return rows
+
+
+def _messages(value: Any) -> bool:
+    """Tell a conversation, which is a list of messages, from a list of rows."""
+    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
 
 
 def _rows_of_object(value: Json) -> list[Any]:

@@ -71,7 +71,7 @@ def _fault(error: json.JSONDecodeError) -> str:
     before, behind = error.doc[: error.pos + 1].rstrip(), error.doc[error.pos :].lstrip()
     if error.msg == "Extra data" and behind.startswith(","):
         return f"{error}: a trailing comma behind the value; remove it, or write all values as one list"
-    if before.rstrip("]} \n\r\t").endswith(",") and behind[:1] in ("]", "}", ","):
+    if before.rstrip("]} \n\r\t").endswith(",") and behind[:1] in ("]", "}"):
         return f"{error}: a trailing comma in front of {behind[:1]!r}; remove it"
     if behind.startswith("'"):
         return f"{error}: single quotes, which JSON has not; write texts in double quotes"

@@ -1,6 +1,6 @@
 """Rows of a Parquet file as Python values that `values.text_of` takes, whole columns at a time.
 
-Dictionaries, run-ends, large and view types become what they hold. Dates and times become ISO 8601 texts. A value of a type
+Dictionaries, large and view types become what they hold. Dates and times become ISO 8601 texts. A value of a type
 that Python cannot hold is refused only where a column with it is used.
 """
 
@@ -18,12 +18,13 @@ Column: TypeAlias = pa.ChunkedArray
 def parquet_rows(content: bytes) -> list[Record]:
     """Return the rows of a Parquet file. Raises pyarrow's errors, ValueError where two columns have one name."""
     table = from_parquet(content)
-    if doubled := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
+    names = table.column_names  # a new list each time it is asked for
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"column {doubled[0]!r} appears more than once: rename one")
     if not table.num_columns:
         return []
     columns = [_values(column) for column in table.columns]
-    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 class Unreadable:
@@ -39,12 +40,10 @@ def _values(column: Column) -> list[Any]:
 
 
 def _plain(column: Column) -> Column:
-    """Return a column without dictionary, run-ends and extension type."""
+    """Return a column without dictionary and extension type."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _plain(column.cast(kind.value_type))
-    if pa.types.is_run_end_encoded(kind):
-        return _plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
     if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, (pa.UuidType, pa.Bool8Type)):
         return _plain(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
     return column

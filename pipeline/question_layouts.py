@@ -31,7 +31,7 @@ def detect_layout(records: list[Record], path: str) -> Layout:
     columns: set[str] = set().union(*records)
     if "a1" in columns:
         raise ConfigError(f"{path} is a multiple-choice file (column a1); only open-ended questions can be answered")
-    if {"video_name", "question"} <= columns:
+    if {"video_name", "question"} <= columns and ("question_id" in columns or "video_id" not in columns):
         return PACKAGE
     if {"gif_name", "question"} <= columns:
         return TGIF
@@ -58,7 +58,7 @@ def guess_dataset(names: Collection[str], path: str) -> str:
         "msrvtt-qa": r"video\d+",
         "msvd-qa": r"vid\d+|.{11}_\d+_\d+",  # {youtube id}_{start}_{end}; the id may hold _ and - itself
         "tgif-qa": r"tumblr_\w+",
-        "activitynet-qa": r"[\w-]{11}",
+        "activitynet-qa": r"(?:v_)?[\w-]{11}",
     }
     for dataset, pattern in patterns.items():
         if all(re.fullmatch(pattern, without_suffix(name.strip())) for name in names):

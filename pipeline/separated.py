@@ -9,10 +9,12 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 
 from pipeline.values import Record
 
 DELIMITERS = ("\t", ",", ";", "|")
+BATCH = 4096
 EMPTY_TEXTS = frozenset({"question", "prediction", "pred"})
 """Columns in which an empty field is an empty text."""
 
@@ -32,8 +34,7 @@ def separated_rows(text: str, known: Collection[str]) -> list[Record]:
     rows = _rows(lines, first, delimiter)
     names = next(rows, [])
     _check_names(names)
-    columns = list(zip(*rows, strict=True))
-    values = [_values(name, column) for name, column in zip(names, columns, strict=False)]
+    values = [_values(name, column) for name, column in zip(names, _columns(rows, len(names)), strict=True)]
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
@@ -102,10 +103,19 @@ def _check_names(names: Sequence[str]) -> None:
         raise ValueError(f"column {doubled[0]!r} appears more than once in the header: rename one")
 
 
+def _columns(rows: Iterator[list[str]], width: int) -> list[list[str]]:
+    """Return the columns of rows, some thousand rows at a time: few lists live at once, which garbage collection walks."""
+    columns: list[list[str]] = [[] for _ in range(width)]
+    while batch := list(islice(rows, BATCH)):
+        for column, part in zip(columns, zip(*batch, strict=True), strict=True):
+            column.extend(part)
+    return columns
+
+
 def _values(name: str, column: Sequence[str]) -> Sequence[str | float | None]:
     if name.strip().lower() in EMPTY_TEXTS:
         return column
-    if "" not in column and not column[0].endswith(".0") and "e+" not in column[0]:
+    if not column or ("" not in column and not column[0].endswith(".0") and "e+" not in column[0]):
         return column
     filled = [field for field in column if field]
     if any(map(_WHOLE.fullmatch, filled)) and all(map(_FLOAT.fullmatch, filled)):
