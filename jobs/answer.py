@@ -43,7 +43,7 @@ class AnswerJob:
     """Answer every question of a file that has no answer yet, from stored tokens."""
 
     questions: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="QUESTIONS")]
-    """Question file of a data set, or JSONL, CSV, Parquet with video_id, question[, question_id, answer]."""
+    """Question file of a data set, conversations, or JSONL, CSV, Parquet with video_id, question[, question_id, answer]."""
     store: str
     """Root of the token store; any fsspec URL."""
     out: str

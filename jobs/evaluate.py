@@ -22,12 +22,14 @@ from jobs.progress import Progress
 from pipeline import metrics
 from pipeline.datasets import dataset_of, read_questions
 from pipeline.errors import ConfigError
+from pipeline.json_layouts import by_id
 from pipeline.judge import JudgeConfig, judge
 from pipeline.judge_client import EndpointConfig
-from pipeline.judge_scores import judged_rows, summary
+from pipeline.judge_scores import judged_rows, reference_text, summary
 from pipeline.judge_store import ReplyStore
 from pipeline.reach import check_reachable
-from pipeline.records import Record, optional_text, read_records, required_texts
+from pipeline.records import read_records
+from pipeline.values import Record, required_texts, texts
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +133,7 @@ def judge_all(asked: pa.Table, ours: Predictions, config: JudgeConfig, job: Eval
     The code is 1 where questions stay without a reply: run again, and only these are asked.
     """
     said, answers, _ = _columns(asked, ours)
-    rows = zip(asked["question"].to_pylist(), answers, said, strict=True)
+    rows = zip(asked["question"].to_pylist(), map(reference_text, answers), said, strict=True)
     cases = [(question, answer, text) for question, answer, text in rows if text is not None]
     store = ReplyStore(job.judge_out or f"{job.predictions}.judge", config.spec(), job.options)
     progress = Progress("judge", len(set(cases)))
@@ -162,7 +164,12 @@ def _key(variable: str | None) -> str | None:
 
 
 def score(asked: pa.Table, ours: Predictions, dataset: str, job: EvaluateJob) -> dict[str, Any]:
-    """Score predictions on the questions of a table, all of which have an answer."""
+    """Score predictions on the questions of a table, all of which have an answer.
+
+    Where a question has several right answers, any of them is right, in the official arithmetic too: a question counts once.
+    `several_answers` is in the report then, with the exact match against the first answer alone, as a script that knows one
+    answer per question computes it.
+    """
     said, answers, types = _columns(asked, ours)
     video_Q = metrics.video_codes(asked["video_id"].to_pylist())
     answered_Q = np.array([text is not None for text in said], dtype=bool)
@@ -187,6 +194,9 @@ def score(asked: pa.Table, ours: Predictions, dataset: str, job: EvaluateJob) ->
             for name, share in metrics.by_type(exact_Q, types, video_Q).items()
         },
     }
+    if several := sum(isinstance(answer, list) for answer in answers):
+        first_Q = metrics.exact_matches(said, asked["answer"].to_pylist())
+        report["several_answers"] = {"questions": several, "exact_first_only": metrics.summary(first_Q, answered_Q, video_Q)}
     if dataset == "activitynet-qa":
         report["official"] = metrics.activitynet_accuracies(exact_Q, types)
         if job.free_published:
@@ -207,33 +217,28 @@ def compare(asked: pa.Table, ours: Predictions, theirs: Predictions) -> dict[str
 
 
 def read_predictions(path: str, duplicates: str = "error", storage_options: Mapping[str, Any] | None = None) -> Predictions:
-    """Read our answer files, or a data set's own layout, a list of question_id and answer.
+    """Read our answer files, or a data set's own layout, a list of question_id and answer or an object of both.
 
     A row whose `status` is not ok has no prediction, whatever its text. Raises ConfigError for a file without ids or
     texts, and for two different predictions of one question unless `duplicates` says which to take.
     """
-    records = read_records(path, storage_options)
+    records = by_id(read_records(path, storage_options), "prediction")
     key, column = _first(records, ID_COLUMNS, path), _first(records, TEXT_COLUMNS, path)
-    texts: dict[str, str | None] = {}
+    ids, statuses = required_texts(records, key, path, blank=False), texts(records, "status", path)
+    found: dict[str, str | None] = {}
     repeated = 0
-    for record, question_id in zip(records, required_texts(records, key, path, blank=False), strict=True):
-        text = _prediction(record, column)
-        if question_id in texts:
+    for question_id, status, said in zip(map(str.strip, ids), statuses, texts(records, column, path), strict=True):
+        text = said if status in (None, "ok") else None
+        if question_id in found:
             repeated += 1
-            if texts[question_id] != text and duplicates == "error":
+            if found[question_id] != text and duplicates == "error":
                 raise ConfigError(
                     f"{path}: question {question_id!r} has two different predictions; pass --duplicates first or last"
                 )
-        if question_id not in texts or duplicates == "last":
-            texts[question_id] = text
-    statuses = Counter(str(record["status"]) for record in records if record.get("status") is not None)
-    return Predictions(texts=texts, statuses=dict(sorted(statuses.items())), duplicates=repeated)
-
-
-def _prediction(record: Record, column: str) -> str | None:
-    if record.get("status") not in (None, "ok"):
-        return None
-    return optional_text(record.get(column))
+        if question_id not in found or duplicates == "last":
+            found[question_id] = text
+    counts = Counter(status for status in statuses if status is not None)
+    return Predictions(texts=found, statuses=dict(sorted(counts.items())), duplicates=repeated)
 
 
 def _first(records: list[Record], names: tuple[str, ...], path: str) -> str:
@@ -251,7 +256,7 @@ def _with_reference(table: pa.Table, path: str) -> pa.Table:
     return asked
 
 
-def _columns(asked: pa.Table, predictions: Predictions) -> tuple[list[str | None], list[str], list[str | None]]:
+def _columns(asked: pa.Table, predictions: Predictions) -> tuple[list[str | None], list[metrics.Reference], list[str | None]]:
     """Return predictions, references and types in the order of the table. Raises ConfigError if no id is known."""
     ids = asked["question_id"].to_pylist()
     if predictions.texts.keys().isdisjoint(ids):
@@ -259,7 +264,7 @@ def _columns(asked: pa.Table, predictions: Predictions) -> tuple[list[str | None
             f"none of the {len(predictions.texts)} predicted question ids is asked; "
             f"got ids such as {next(iter(predictions.texts))!r}, expected such as {ids[0]!r}"
         )
-    return [predictions.texts.get(i) for i in ids], asked["answer"].to_pylist(), asked["type"].to_pylist()
+    return [predictions.texts.get(i) for i in ids], metrics.references(asked), asked["type"].to_pylist()
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -5,7 +5,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.records import SUFFIXES, content_of, read_records, required_texts, text_of
+from pipeline.records import SUFFIXES, content_of, decoded, read_records
+from pipeline.values import check_controls, required_texts
 
 
 def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -25,7 +26,7 @@ def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) ->
 
 def _alias_lines(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     try:
-        text = text_of(content_of(path, storage_options))
+        text = decoded(content_of(path, storage_options))
     except ValueError as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     lines = [line.split() for line in text.splitlines() if line.strip()]
@@ -36,7 +37,10 @@ def _alias_lines(path: str, storage_options: Mapping[str, Any] | None) -> list[t
 
 def _alias_rows(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     records = read_records(path, storage_options)
-    if not {"name", "video_id"} <= records[0].keys():
-        raise ConfigError(f"{path}: expected columns name and video_id, got {sorted(map(str, records[0]))}")
-    columns = [required_texts(records, column, path, blank=False) for column in ("name", "video_id")]
-    return list(zip(*columns, strict=True))
+    names: set[str] = set().union(*records)
+    if not {"name", "video_id"} <= names:
+        raise ConfigError(f"{path}: expected columns name and video_id, got {sorted(names)}")
+    columns = {column: required_texts(records, column, path, blank=False) for column in ("name", "video_id")}
+    for column, found in columns.items():
+        check_controls(found, column, path)
+    return list(zip(*columns.values(), strict=True))

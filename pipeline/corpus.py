@@ -15,10 +15,11 @@ import pyarrow as pa
 from pipeline.errors import ConfigError
 from pipeline.filesystem import takes_on_error
 from pipeline.patience import patiently
-from pipeline.records import optional_text, read_records
+from pipeline.records import read_records
 from pipeline.schema import CORPUS
 from pipeline.segments import escaped, file_of, span_of
 from pipeline.sources import check_protocol, local_path, source_hint
+from pipeline.values import texts
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def _manifest(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict
     columns = set().union(*records) if records else {"video_id", "uri"}
     if missing := {"video_id", "uri"} - columns:
         raise ConfigError(f"{spec}: expected columns video_id and uri, missing {sorted(missing)}, got {sorted(columns)}")
-    pairs = [(optional_text(record.get("video_id")), optional_text(record.get("uri"))) for record in records]
+    pairs = list(zip(texts(records, "video_id", spec), texts(records, "uri", spec), strict=True))
     holes = [number for number, pair in enumerate(pairs, 1) if not all(text and text.strip() for text in pair)]
     if holes:
         raise ConfigError(f"{spec}: video_id or uri is empty in {len(holes)} rows, first in row {holes[0]}")
@@ -191,7 +192,7 @@ def _hint(uri: str, storage_options: Mapping[str, Any] | None) -> str:
 
 
 def _check_spans(spec: str, pairs: Iterable[tuple[Any, Any]]) -> None:
-    """Raise ConfigError for an id that ends like another segment than its uri. Any: texts, see `datasets.optional_text`."""
+    """Raise ConfigError for an id that ends like another segment than its uri. Any: texts, see `values.texts`."""
     for name, uri in pairs:
         span = span_of(str(name))[1]
         if span is not None and span != span_of(str(uri))[1]:

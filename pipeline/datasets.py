@@ -6,17 +6,20 @@ Multiple-choice files (TGIF-QA action and transition) are refused: there is noth
 
 import hashlib
 import json
-import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 
+from pipeline.answer_files import read_answers, right_answers, unescaped
+from pipeline.conversation_files import conversation_column, question_rows, video_name
 from pipeline.errors import ConfigError
-from pipeline.records import Record, optional_text, read_records, required_texts
+from pipeline.question_ids import question_ids
+from pipeline.question_layouts import detect_layout, guess_dataset
+from pipeline.records import read_records
+from pipeline.values import Answer, Record, check_controls, located, required_texts, text_of, texts
+from pipeline.video_names import known_names
 
 DATASETS = ("activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain")
 ACTIVITYNET_TYPES = ("motion", "spatial", "temporal", "yes/no", "color", "object", "location", "number", "other")
@@ -27,22 +30,11 @@ QUESTIONS = pa.schema(
     [*((name, pa.string()) for name in ("question_id", "video_id", "question", "answer", "type")), ("turn", pa.int32())]
 )
 """`turn`: place of the question in a conversation about its video; null where it is asked by itself."""
+SEVERAL_ANSWERS = pa.field("answers", pa.list_(pa.string()))
+"""A further column of a table in which a question has several right answers; null where it has one or none."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where a kind of file keeps what we need; the data set it proves, if its columns alone prove one."""
-
-    video: str
-    ids: tuple[str, ...]
-    dataset: str | None = None
-
-
-PACKAGE = Layout(video="video_name", ids=("question_id",))
-MSVD = Layout(video="video_id", ids=("id",), dataset="msvd-qa")
-MSRVTT = Layout(video="video_id", ids=("id",), dataset="msrvtt-qa")
-TGIF = Layout(video="gif_name", ids=("vid_id", "question_id"), dataset="tgif-qa")
-PLAIN = Layout(video="video_id", ids=("question_id", "id"), dataset="plain")
+MAX_TURN = 2**31 - 1
 
 
 def read_questions(
@@ -66,72 +58,47 @@ def read_questions(
     if dataset not in ("auto", *DATASETS):
         raise ConfigError(f"unknown data set {dataset!r}, expected auto or one of {', '.join(DATASETS)}")
     records = read_records(path, storage_options)
+    if (talks := conversation_column(records)) is not None:
+        records = question_rows(records, talks, path)
     layout = detect_layout(records, path)
-    names = required_texts(records, layout.video, path, blank=False)
+    names = _video_names(records, layout.video, path)
     if dataset == "auto":
         dataset = layout.dataset or guess_dataset(names, path)
-    texts = required_texts(records, "question", path)
-    ids = question_ids(records, layout, names, texts, path)
+    asked = unescaped(required_texts(records, "question", path), dataset)
+    check_controls(asked, "question", path)
+    ids = question_ids(records, layout.ids, names, asked, path)
+    right = right_answers(records, path)
+    types = texts(records, "type", path)
     sibling = answers or _sibling_answers(path, storage_options)
     if sibling is not None:
-        records = _with_answers(records, ids, sibling, storage_options)
-    rows = zip(ids, names, texts, records, _turns(records, path), strict=True)
-    columns = [
-        (i, n, t, optional_text(r.get("answer")), type_name(dataset, r.get("type"), t), turn) for i, n, t, r, turn in rows
-    ]
-    table = pa.table(list(map(list, zip(*columns, strict=True))), schema=QUESTIONS)
+        given = read_answers(sibling, ids, storage_options)
+        right = [given[i].right if i in given else known for i, known in zip(ids, right, strict=True)]
+        types = [given[i].type if i in given and given[i].typed else known for i, known in zip(ids, types, strict=True)]
+    return _table(dataset, ids, names, asked, unescaped(right, dataset), types, _turns(records, path))
+
+
+def _table(
+    dataset: str,
+    ids: list[str],
+    names: list[str],
+    asked: list[str],
+    right: list[Answer],
+    types: list[str | None],
+    turns: list[int | None],
+) -> pa.Table:
+    """Return a table of `QUESTIONS`, with `SEVERAL_ANSWERS` where a question has more than one."""
+    first = [answer[0] if isinstance(answer, tuple) else answer for answer in right]
+    kinds = [type_name(dataset, raw, text) for raw, text in zip(types, asked, strict=True)]
+    table = pa.table([ids, names, asked, first, kinds, turns], schema=QUESTIONS)
+    if any(isinstance(answer, tuple) for answer in right):
+        several = [answer if isinstance(answer, tuple) else None for answer in right]
+        table = table.append_column(SEVERAL_ANSWERS, pa.array(several, SEVERAL_ANSWERS.type))
     return table.replace_schema_metadata({"framefold.dataset": dataset})
 
 
 def dataset_of(questions: pa.Table) -> str:
     """Return the data set that `read_questions` recognised; `plain` for a table made elsewhere."""
     return str((questions.schema.metadata or {}).get(b"framefold.dataset", b"plain").decode())
-
-
-def detect_layout(records: list[Record], path: str) -> Layout:
-    """Tell the layout of a question file by the columns of its first row. Raises ConfigError with what was found."""
-    columns = records[0].keys()
-    if "a1" in columns:
-        raise ConfigError(f"{path} is a multiple-choice file (column a1); only open-ended questions can be answered")
-    if {"video_name", "question", "question_id"} <= columns:
-        return PACKAGE
-    if {"gif_name", "question"} <= columns:
-        return TGIF
-    if {"id", "video_id", "question"} <= columns and isinstance(records[0]["video_id"], int):
-        return MSRVTT if "category_id" in columns else MSVD
-    if {"video_id", "question"} <= columns:
-        return PLAIN
-    raise ConfigError(
-        f"{path}: cannot tell the layout from columns {sorted(columns)}; expected video_name, gif_name or video_id, "
-        "with question"
-    )
-
-
-def guess_dataset(names: Collection[str], path: str) -> str:
-    """Tell the data set of a Zero_Shot_QA style file by its video names. Raises ConfigError when they fit none."""
-    patterns = {
-        "msrvtt-qa": r"video\d+",
-        "msvd-qa": r"vid\d+|.{11}_\d+_\d+",  # {youtube id}_{start}_{end}; the id may hold _ and - itself
-        "tgif-qa": r"tumblr_\w+",
-        "activitynet-qa": r"[\w-]{11}",
-    }
-    for dataset, pattern in patterns.items():
-        if all(re.fullmatch(pattern, name.strip()) for name in names):
-            return dataset
-    raise ConfigError(f"{path}: video names such as {next(iter(names))!r} fit no known data set; name it with --dataset")
-
-
-def question_ids(records: list[Record], layout: Layout, names: list[str], texts: list[str], path: str) -> list[str]:
-    """Return one unique id per row: the file's own, else one made from video and question so that order is free."""
-    column = next((name for name in layout.ids if name in records[0]), None)
-    if column is not None:
-        ids = required_texts(records, column, path, blank=False)
-    else:
-        ids = list(_numbered(_made_id(name, text) for name, text in zip(names, texts, strict=True)))
-    repeated = [question_id for question_id, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise ConfigError(f"{path}: {len(repeated)} question ids are used more than once, such as {repeated[:3]}")
-    return ids
 
 
 def type_name(dataset: str, raw: object, question: str) -> str | None:
@@ -141,7 +108,7 @@ def type_name(dataset: str, raw: object, question: str) -> str | None:
         return first if first in QUESTION_WORDS else "other"
     names = {"activitynet-qa": ACTIVITYNET_TYPES, "tgif-qa": TGIF_TYPES}.get(dataset)
     if names is None or not str(raw).isdecimal() or int(str(raw)) >= len(names):
-        return optional_text(raw)
+        return text_of(raw)
     return names[int(str(raw))]
 
 
@@ -163,22 +130,24 @@ def candidate_ids(dataset: str, video_name: str, aliases: Mapping[str, str] | No
 def join_videos(questions: pa.Table, known: Collection[str], aliases: Mapping[str, str] | None = None) -> pa.Table:
     """Add `store_id`, the first candidate name of each video that is in `known`, or null if none is.
 
-    Spaces around a name count only where the store has them too.
+    Spaces around a name count only where the store has them too. A name with the suffix of a video file is looked for
+    without it as well, and then by ever shorter ends of its path, as long as no two names then mean one video.
     """
-    known, dataset = set(known), dataset_of(questions)
-    names = questions["video_id"].to_pylist()
-    candidates = {n: candidate_ids(dataset, n, aliases) + candidate_ids(dataset, n.strip(), aliases) for n in set(names)}
-    found = {name: next((one for one in ones if one in known), None) for name, ones in candidates.items()}
+    dataset, names = dataset_of(questions), questions["video_id"].to_pylist()
+    found = known_names(set(names), set(known), lambda name: candidate_ids(dataset, name, aliases))
     return questions.append_column("store_id", pa.array([found[name] for name in names], pa.string()))
 
 
 def _turns(records: list[Record], path: str) -> list[int | None]:
     """Return the turn of each row, None if it has none. Raises ConfigError for what is no whole number."""
+    given = texts(records, "turn", path)
+    if not any(given):
+        return [None] * len(given)
     found: list[int | None] = []
-    for number, record in enumerate(records, 1):
-        raw = (optional_text(record.get("turn")) or "").strip()
-        if raw and not raw.removesuffix(".0").isdecimal():
-            raise ConfigError(f"{path}: expected turn to be a whole number, got {raw!r} in row {number}")
+    for number, text in enumerate(given, 1):
+        raw = (text or "").strip()
+        if raw and not (raw.removesuffix(".0").isdecimal() and float(raw) <= MAX_TURN):
+            raise ConfigError(f"{path}: expected turn to be a whole number up to {MAX_TURN}, got {raw!r} in row {number}")
         found.append(int(float(raw)) if raw else None)
     return found
 
@@ -202,18 +171,6 @@ def with_history(questions: pa.Table) -> pa.Table:
     return questions.append_column("history", pa.array(history, pa.string()))
 
 
-def _made_id(name: str, text: str) -> str:
-    return f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _numbered(ids: Iterable[str]) -> Iterable[str]:
-    """Yield each id; its second and later uses get `:2`, `:3`: the same question may be asked twice of one video."""
-    seen: Counter[str] = Counter()
-    for made in ids:
-        seen[made] += 1
-        yield made if seen[made] == 1 else f"{made}:{seen[made]}"
-
-
 def _sibling_answers(path: str, storage_options: Mapping[str, Any] | None) -> str | None:
     if not path.endswith("_q.json"):
         return None
@@ -222,15 +179,11 @@ def _sibling_answers(path: str, storage_options: Mapping[str, Any] | None) -> st
     return sibling if fs.exists(location) else None
 
 
-def _with_answers(records: list[Record], ids: list[str], path: str, storage_options: Mapping[str, Any] | None) -> list[Record]:
-    found: dict[str, Record] = {}
-    rows = read_records(path, storage_options)
-    column = "question_id" if "question_id" in rows[0] else "id"
-    named, texts = required_texts(rows, column, path, blank=False), required_texts(rows, "answer", path)
-    for row, question_id, text in zip(rows, named, texts, strict=True):
-        answer = {"answer": text, **({"type": row["type"]} if "type" in row else {})}
-        if found.setdefault(question_id, answer) != answer:
-            raise ConfigError(f"{path}: question {question_id!r} has two different answers")
-    if found.keys().isdisjoint(ids):
-        raise ConfigError(f"{path}: none of its {len(found)} answers belongs to one of the {len(ids)} questions")
-    return [{**record, **found.get(i, {})} for record, i in zip(records, ids, strict=True)]
+def _video_names(records: list[Record], column: str, path: str) -> list[str]:
+    """Return the video of each row; outside `video_id` it may be a list of one, or an object with a path."""
+    if column in ("video", "videos"):
+        named = [located(video_name, record.get(column), path, number, column) for number, record in enumerate(records, 1)]
+        records = [{**record, column: name} for record, name in zip(records, named, strict=True)]
+    names = required_texts(records, column, path, blank=False)
+    check_controls(names, column, path)
+    return names

@@ -24,10 +24,15 @@ def judged_rows(asked: pa.Table, predictions: Sequence[str | None], judged: Judg
     Of the last two, correct and score are None.
     """
     rows = []
-    for question, prediction in zip(asked.to_pylist(), predictions, strict=True):
+    for question, answer, prediction in zip(asked.to_pylist(), metrics.references(asked), predictions, strict=True):
         row = {**question, "prediction": prediction}
-        rows.append({**row, **_outcome((question["question"], question["answer"], prediction), judged)})
+        rows.append({**row, **_outcome((question["question"], reference_text(answer), prediction), judged)})
     return rows
+
+
+def reference_text(answer: metrics.Reference) -> str:
+    """Return the reference as a judge sees it; several right answers as one text with `or` between them."""
+    return " or ".join(answer) if isinstance(answer, list) else answer
 
 
 def _outcome(case: tuple[str, str, str | None], judged: Judged) -> Row:

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from pipeline.datasets import ACTIVITYNET_TYPES
+from pipeline.datasets import ACTIVITYNET_TYPES, SEVERAL_ANSWERS
 
 FREE_TYPES = ACTIVITYNET_TYPES[3:]
 """The six answer types that ActivityNet-QA calls "Free"."""
@@ -28,6 +29,8 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _TENS_AND_UNITS = re.compile(rf"\b({'|'.join(_TENS)})[ -]({'|'.join(_DIGITS[1:])})\b")
 
 Bools = npt.NDArray[np.bool_]
+Reference = str | list[str]
+"""The right answer to a question, or several, any of which is right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +63,26 @@ def normalise(text: str) -> str:
     return " ".join([word for word in words if word not in _ARTICLES] or words)
 
 
-def exact_matches(predictions: Sequence[str | None], answers: Sequence[str]) -> Bools:
-    """Compare as ActivityNet-QA's script does: the same string or wrong. Returns (Q,)."""
-    return np.array([p == a for p, a in zip(predictions, answers, strict=True)], dtype=bool)
+def references(questions: pa.Table) -> list[Reference]:
+    """Return the right answer of each question of a table, a list where it has several."""
+    first: list[Reference] = questions["answer"].to_pylist()
+    if SEVERAL_ANSWERS.name not in questions.column_names:
+        return first
+    return [several or one for several, one in zip(questions[SEVERAL_ANSWERS.name].to_pylist(), first, strict=True)]
 
 
-def normalised_matches(predictions: Sequence[str | None], answers: Sequence[str]) -> Bools:
+def exact_matches(predictions: Sequence[str | None], answers: Sequence[Reference]) -> Bools:
+    """Compare as ActivityNet-QA's script does: the same string as a right answer, or wrong. Returns (Q,)."""
+    return np.array([p in _each(a) for p, a in zip(predictions, answers, strict=True)], dtype=bool)
+
+
+def normalised_matches(predictions: Sequence[str | None], answers: Sequence[Reference]) -> Bools:
     """Compare normalised answers; where the reference is yes or no, the first word of the prediction. Returns (Q,)."""
-    return np.array([_same(p, a) for p, a in zip(predictions, answers, strict=True)], dtype=bool)
+    return np.array([any(_same(p, one) for one in _each(a)) for p, a in zip(predictions, answers, strict=True)], dtype=bool)
+
+
+def _each(answer: Reference) -> list[str]:
+    return answer if isinstance(answer, list) else [answer]
 
 
 def _same(prediction: str | None, answer: str) -> bool:

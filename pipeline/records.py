@@ -1,14 +1,11 @@
 """Rows of the files that users bring: JSON, JSONL, CSV, TSV, Parquet, on any fsspec URL.
 
-Texts are UTF-8, or UTF-16 with a byte order mark, as spreadsheets write it. Names of columns are taken in lower case and
-without spaces around them. Rows are counted from 1, a header is none.
+Texts are UTF-8, or UTF-16 or UTF-32 with a byte order mark, as spreadsheets write it. Names of columns are taken in lower case
+and without spaces around them. Rows are counted from 1, a header is none. Values are what the file holds, see `values`.
 """
 
 import codecs
 import csv
-import io
-import json
-import math
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,11 +14,14 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.parquet import from_parquet
+from pipeline.json_layouts import KNOWN, rows_of
+from pipeline.json_text import json_values
+from pipeline.parquet_rows import parquet_rows
+from pipeline.separated import separated_rows
+from pipeline.values import Record, shown
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-Record = dict[str, Any]
-"""One row of a question or answer file; Any, as it is whatever the file holds."""
+LINES = (".jsonl", ".ndjson")
+SUFFIXES = (".json", *LINES, ".csv", ".tsv", ".parquet")
 
 
 def read_records(path: str, storage_options: Mapping[str, Any] | None = None) -> list[Record]:
@@ -36,14 +36,24 @@ def read_records(path: str, storage_options: Mapping[str, Any] | None = None) ->
         raise ConfigError(f"{path}: expected a list of one or more objects, got none")
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
-            raise ConfigError(f"{path}: expected a list of one or more objects, row {number} is {str(record)[:120]!r}")
-    return [_named(record) for record in records]
+            raise ConfigError(f"{path}: expected a list of one or more objects, row {number} is {shown(str(record))}")
+    return _named(records)
 
 
-def _named(record: Record) -> Record:
-    """Return a row with the names of its columns in lower case and without spaces, where two do not become one."""
-    names = [str(name).strip().lower() for name in record]
-    return record if len(set(names)) < len(names) else dict(zip(names, record.values(), strict=True))
+def _named(records: list[Record]) -> list[Record]:
+    """Return rows with the names of their columns in lower case and without spaces, where two do not become one."""
+    names: dict[tuple[str, ...], list[str] | None] = {}
+    return [_renamed(record, names) for record in records]
+
+
+def _renamed(record: Record, known: dict[tuple[str, ...], list[str] | None]) -> Record:
+    """Return a row under its plain names; `known`: those of the rows before, None where a row stays as it is."""
+    columns = tuple(record)
+    if columns not in known:
+        names = [str(name).strip().lower() for name in columns]
+        known[columns] = None if len(set(names)) < len(names) or names == [*columns] else names
+    plain = known[columns]
+    return record if plain is None else dict(zip(plain, record.values(), strict=True))
 
 
 def content_of(path: str, storage_options: Mapping[str, Any] | None = None) -> bytes:
@@ -57,22 +67,21 @@ def content_of(path: str, storage_options: Mapping[str, Any] | None = None) -> b
         raise ConfigError(f"cannot read {path}: {type(error).__name__}: {error}") from error
 
 
-def _parse(content: bytes, suffix: str) -> list[Record]:
+def _parse(content: bytes, suffix: str) -> list[Any]:
     if suffix == ".parquet":
-        return list(from_parquet(content).to_pylist())
-    text = text_of(content)
-    if suffix in (".jsonl", ".ndjson"):
-        return _json_lines(text)
+        return parquet_rows(content)
+    text = decoded(content)
+    if suffix in (".json", *LINES):
+        return rows_of(json_values(text, lines=suffix in LINES))
     if suffix in (".csv", ".tsv"):
-        return _separated(text)
-    if suffix == ".json":
-        rows = json.loads(text)
-        return rows if isinstance(rows, list) else [rows]
+        return separated_rows(text, KNOWN)
     raise ValueError("expected .json, .jsonl, .csv, .tsv or .parquet")
 
 
-def text_of(content: bytes) -> str:
-    """Return the text of a file. Raises ValueError where it is neither UTF-8 nor, with its mark, UTF-16."""
+def decoded(content: bytes) -> str:
+    """Return the text of a file. Raises ValueError where it is neither UTF-8 nor, with its mark, UTF-16 or UTF-32."""
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return content.decode("utf-32")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
     try:
@@ -82,47 +91,4 @@ def text_of(content: bytes) -> str:
         raise ValueError(f"line {line} is not UTF-8, byte {error.start} of the file: save it as UTF-8") from error
     if "\0" in text[:2]:
         raise ValueError("it holds zero bytes, as UTF-16 without a byte order mark does: save it as UTF-8")
-    return text
-
-
-def _json_lines(text: str) -> list[Record]:
-    """Return the object of each line. Only a line feed ends one: JSON strings may hold U+2028 and U+0085 as they are."""
-    found = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
-    return found
-
-
-def _separated(text: str) -> list[Record]:
-    """Return the rows of a file with a header. A row with more fields than that has lost its quotes, and is refused."""
-    csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    found = []
-    for record in reader:
-        if None in record:
-            fields = len(reader.fieldnames or ())
-            raise ValueError(f"line {reader.line_num}: expected {fields} fields, got more; quote a text that has {delimiter!r}")
-        found.append(record)
-    return found
-
-
-def optional_text(value: object) -> str | None:
-    """Return a JSON value as text, None and NaN as None: some files hold numbers where others hold words."""
-    return None if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
-
-
-def required_texts(records: list[Record], column: str, path: str, *, blank: bool = True) -> list[str]:
-    """Return a column as texts. Raises ConfigError for a row without one, or with a `blank` one where that is none."""
-    return [_required(record, column, path, number, blank) for number, record in enumerate(records, 1)]
-
-
-def _required(record: Record, column: str, path: str, number: int, blank: bool) -> str:
-    text = optional_text(record.get(column))
-    if text is None or not (blank or text.strip()):
-        raise ConfigError(f"{path}: row {number} has no {column}: {str(record)[:120]}")
     return text
