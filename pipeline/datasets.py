@@ -16,6 +16,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
+from pipeline.names import bounded, escape
 from pipeline.records import Record, optional_text, read_records, required_texts
 
 DATASETS = ("activitynet-qa", "msvd-qa", "msrvtt-qa", "tgif-qa", "plain")
@@ -163,11 +164,12 @@ def candidate_ids(dataset: str, video_name: str, aliases: Mapping[str, str] | No
 def join_videos(questions: pa.Table, known: Collection[str], aliases: Mapping[str, str] | None = None) -> pa.Table:
     """Add `store_id`, the first candidate name of each video that is in `known`, or null if none is.
 
-    Spaces around a name count only where the store has them too.
+    Spaces around a name count only where the store has them too. A name with control characters is looked for as ids have it.
     """
     known, dataset = set(known), dataset_of(questions)
     names = questions["video_id"].to_pylist()
     candidates = {n: candidate_ids(dataset, n, aliases) + candidate_ids(dataset, n.strip(), aliases) for n in set(names)}
+    candidates = {name: ones + tuple(bounded(escape(one)) for one in ones) for name, ones in candidates.items()}
     found = {name: next((one for one in ones if one in known), None) for name, ones in candidates.items()}
     return questions.append_column("store_id", pa.array([found[name] for name in names], pa.string()))
 
