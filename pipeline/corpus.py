@@ -201,8 +201,8 @@ def _ids(files: Iterable[str], root: str) -> dict[str, str]:
     Files whose ids would be the same take the next longer form: with the suffix, as storage spells the path (`a//b`), with a
     digest. Where one of them has such a form already, as `a.mp4` and `a.mkv` beside `a.mp4.avi`, the others take it.
     """
-    form = dict.fromkeys(files, 0)
-    ids = {name: _id(name, root, 0) for name in form}
+    form = {name: 0 if PurePosixPath(name).stem.strip() else 1 for name in files}  # no question file can name a blank id
+    ids = {name: _id(name, root, form[name]) for name in form}
     while groups := _doubled(ids):
         for names in groups:
             least = min(form[name] for name in names)

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote
 
 from pipeline.errors import ConfigError
 from pipeline.index import Index
-from pipeline.names import bounded, escape, local_names, one_line
+from pipeline.names import bounded, escape, local_names, one_line, unquoted
 from pipeline.redaction import redact
 from pipeline.segments import file_of, span_of
 
@@ -60,7 +59,7 @@ def _names(row: Row) -> set[str]:
 def _paths(name: str) -> Iterator[str]:
     """Yield the absolute paths that a name on local disk may mean, the literal one first; any other URL as it is stored."""
     paths = [str(Path(os.path.normpath(Path(path).absolute()))) for path in local_names(name)]
-    yield from paths or dict.fromkeys((redact(name), redact(unquote(name))))
+    yield from paths or dict.fromkeys((redact(name), redact(unquoted(name))))
 
 
 def _stem(name: str) -> str:

@@ -116,9 +116,9 @@ def local_names(uri: str) -> list[str]:
     if found is None:
         names = [] if "://" in uri else [uri]
     elif found["host"]:
-        return [_unquoted(found["path"])]
+        return [unquoted(found["path"])]
     else:
-        names = [*([] if found["slashes"] else [uri]), found["path"], _unquoted(found["path"])]
+        names = [*([] if found["slashes"] else [uri]), found["path"], unquoted(found["path"])]
     return list(dict.fromkeys([*names, *(_at_home(name) for name in names if name.startswith("~"))]))
 
 
@@ -136,5 +136,6 @@ def local_path(uri: str) -> Path | None:
     return Path(names[0] if len(names) == 1 else next(filter(os.path.lexists, names), names[0]))
 
 
-def _unquoted(path: str) -> str:
+def unquoted(path: str) -> str:
+    """Return a path without percent escapes; bytes that are not UTF-8 are surrogates, as in every name that Python reads."""
     return unquote_to_bytes(encoded(path)).decode("utf-8", "surrogateescape") if QUOTED.search(path) else path

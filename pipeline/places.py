@@ -4,10 +4,9 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from pipeline.filesystem import object_at
-from pipeline.names import ODD, local_names, local_path, local_uri, remote_uri
+from pipeline.names import ODD, local_names, local_path, local_uri, remote_uri, unquoted
 from pipeline.patience import patiently
 from pipeline.redaction import redact
 from pipeline.segments import HTTP, escaped, file_of, span_of
@@ -44,16 +43,14 @@ def find(uri: str, manifest: str, storage_options: Mapping[str, Any] | None = No
 def spellings(uri: str, manifest: str) -> Iterator[str]:
     """Yield what the URI of a file may mean, likeliest first.
 
-    As it is; without spaces around it; a relative path below the folder of the manifest; percent-encoded elsewhere than on
-    local disk and HTTP. `names.local_path` knows what local ones may mean, `file:///a%20b.mp4` and `~` among them.
+    As it is; without spaces around it; a relative path below the folder of the manifest; each of these percent-decoded, but
+    those of HTTP. `names.local_path` knows what local ones may mean, `file:///a%20b.mp4` and `~` among them.
     """
-    for text in dict.fromkeys((uri, uri.strip())):
+    texts = dict.fromkeys((uri, uri.strip()))
+    for text in texts if uri.startswith(HTTP) else dict.fromkeys((*texts, *map(unquoted, texts))):
         yield text
         path = local_path(text)
-        if path is None:
-            if not text.startswith(HTTP) and unquote(text) != text:
-                yield unquote(text)
-        elif not path.is_absolute() and local_names(text) == [text]:
+        if path is not None and not path.is_absolute() and local_names(text) == [text]:
             yield _beside(manifest, text)
 
 
