@@ -17,11 +17,11 @@ from pipeline.errors import ConfigError
 from pipeline.filesystem import is_local, object_at, takes_on_error
 from pipeline.names import bounded, clean_id, escape, local_path, local_uri, one_line, remote_uri, with_digest
 from pipeline.patience import patiently
-from pipeline.places import Place, find
 from pipeline.records import optional_text, read_records
 from pipeline.schema import CORPUS
 from pipeline.segments import HTTP, escaped, span_of
 from pipeline.sources import source_hint
+from pipeline.uris import Resolved, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -236,17 +236,17 @@ def _manifest(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict
     if holes:
         raise ConfigError(f"{spec}: video_id or uri is empty in {len(holes)} rows, first in row {holes[0]}")
     _check_spans(spec, pairs)
-    places = _places(spec, [str(uri) for _, uri in pairs], storage_options)
+    resolved = _resolved(spec, [str(uri) for _, uri in pairs], storage_options)
     ids = [clean_id(str(name)) for name, _ in pairs]
     if changed := [one for one, (name, _) in zip(ids, pairs, strict=True) if one != name]:
         logger.warning("%d video ids are escaped or too long, such as %s", len(changed), changed[0])
-    return [{"video_id": one, "uri": place.uri, "source_hint": place.hint} for one, place in zip(ids, places, strict=True)]
+    return [{"video_id": one, "uri": found.uri, "source_hint": found.hint} for one, found in zip(ids, resolved, strict=True)]
 
 
-def _places(spec: str, uris: Iterable[str], storage_options: Mapping[str, Any] | None) -> list[Place]:
+def _resolved(spec: str, uris: Iterable[str], storage_options: Mapping[str, Any] | None) -> list[Resolved]:
     """Return where each object is, many asked at a time."""
     with ThreadPoolExecutor(32) as threads:
-        return list(threads.map(lambda uri: find(uri, spec, storage_options), uris))
+        return list(threads.map(lambda uri: resolve(uri, spec, storage_options), uris))
 
 
 def _check_spans(spec: str, pairs: Iterable[tuple[Any, Any]]) -> None:

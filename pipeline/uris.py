@@ -17,8 +17,8 @@ NOTHING = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """A file, or a segment of one."""
+class Resolved:
+    """Where the URI of a file, or of a segment of one, leads."""
 
     uri: str
     """What can be stored, and leads to the file from any folder and machine that has it."""
@@ -26,7 +26,7 @@ class Place:
     """What storage tells of it, see `sources.source_hint`."""
 
 
-def find(uri: str, manifest: str, storage_options: Mapping[str, Any] | None = None) -> Place:
+def resolve(uri: str, manifest: str, storage_options: Mapping[str, Any] | None = None) -> Resolved:
     """Return where a URI leads: the first of `spellings` that storage knows, else the URI itself.
 
     The decode stage meets what storage does not know and gives it a class.
@@ -36,8 +36,8 @@ def find(uri: str, manifest: str, storage_options: Mapping[str, Any] | None = No
         hint = hint_of(spelling, storage_options)
         if hint != NOTHING:
             is_same = spelling == file and _is_definite(file)
-            return Place(uri=uri if is_same else _definite(spelling) + _fragment(uri), hint=hint)
-    return Place(uri=uri if _is_storable(uri) else _definite(file) + _fragment(uri), hint=NOTHING)
+            return Resolved(uri=uri if is_same else _definite(spelling) + _fragment(uri), hint=hint)
+    return Resolved(uri=uri if _is_storable(uri) else _definite(file) + _fragment(uri), hint=NOTHING)
 
 
 def spellings(uri: str, manifest: str) -> Iterator[str]:
