@@ -11,7 +11,18 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus import read_corpus
-from pipeline.names import MAX_ID_BYTES, ODD, clean_id, escape, json_line, local_path, local_uri, one_line, with_digest
+from pipeline.names import (
+    MAX_ID_BYTES,
+    ODD,
+    clean_id,
+    escape,
+    json_line,
+    local_path,
+    local_uri,
+    one_line,
+    unquoted,
+    with_digest,
+)
 from pipeline.redaction import redact
 from pipeline.schema import CORPUS
 from pipeline.segments import file_of, span_of
@@ -84,6 +95,15 @@ def test_local_uri_of_any_path_leads_back_to_it(name: bytes) -> None:
     assert str(local_path(uri)) == str(Path(path))
     assert redact(uri) == one_line(uri) == uri
     uri.encode()
+
+
+@pytest.mark.parametrize("name", ["a%20b.mp4", "byte%E9.mp4", "tab%09.mp4", "c%2520d.mp4"])
+def test_local_uri_of_a_file_that_is_gone_does_not_lead_to_another(tmp_path: Path, name: str) -> None:
+    """One that is called like the name without its escapes lies beside it."""
+    literal, other = tmp_path / name, tmp_path / unquoted(name)
+    other.write_text("another")
+    for path in (literal, other):
+        assert local_path(local_uri(str(path))) == path
 
 
 @given(st.sets(NAMES, min_size=1, max_size=8))
@@ -178,7 +198,11 @@ def test_with_digest_of_names_that_begin_alike_differ() -> None:
     assert len(with_digest("é" * 2000, long).encode()) <= MAX_ID_BYTES
 
 
-@given(st.text(st.characters() | st.characters(categories=["Cs"]), max_size=20))
+BREAKS = st.sampled_from('\ud800\udce9\u2028\u2029\x85\x0b\x1c\x7f\n"\\')
+TEXTS = st.lists(st.text(max_size=3) | BREAKS, max_size=6).map("".join)
+
+
+@given(TEXTS)
 def test_json_line_is_one_line_and_reads_back(text: str) -> None:
     line = json_line({"text": text})
     assert len(line.splitlines()) == 1
