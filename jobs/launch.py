@@ -14,12 +14,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
 from jobs.logs import configure, log_format, say, with_flag
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.names import json_line, one_line
 from pipeline.redaction import redact, redact_all, secrets_of
 
 DONE, FAILED, WRONG_SETTING, STOPPED, FAULT = range(5)
@@ -35,6 +36,7 @@ def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[s
     """Parse the flags of a job, run it, print its report. Returns the exit code."""
     given = sys.argv[1:] if args is None else args
     secrets = _secrets(given)
+    _write_whatever_the_encoding()
     try:
         configure(secrets, log_format(given))
         report = run(parse(job, prog, given))
@@ -48,9 +50,19 @@ def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[s
     code = int(report.get("exit_code", DONE))
     if report.get("silent"):
         return code
-    sys.stdout.write(json.dumps(redact_all(report, secrets), ensure_ascii=False) + "\n")
+    sys.stdout.write(json_line(redact_all(report, secrets), ascii_only=not _is_unicode(sys.stdout)) + "\n")
     sys.stdout.flush()
     return code
+
+
+def _write_whatever_the_encoding() -> None:
+    """Let stdout show a character that its encoding lacks as an escape: a name must not end a listing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _is_unicode(stream: TextIO) -> bool:
+    return (stream.encoding or "utf-8").lower().replace("-", "").startswith("utf")
 
 
 def exit_code(*, stopped: bool, failed: bool, damaged: bool = False) -> int:
@@ -124,7 +136,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _say(text: str, code: int) -> int:
-    say(" ".join(text.split()), logging.WARNING if code == STOPPED else logging.ERROR, exit_code=code)
+    lines = filter(None, map(str.strip, text.splitlines()))  # spaces within a line may be part of a name
+    say(one_line(" ".join(lines)), logging.WARNING if code == STOPPED else logging.ERROR, exit_code=code)
     return code
 
 

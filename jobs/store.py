@@ -16,6 +16,7 @@ from pipeline.export import export
 from pipeline.filesystem import open_root
 from pipeline.index import rows_of
 from pipeline.lookup import find_video
+from pipeline.names import one_line
 from pipeline.reach import check_reachable
 from pipeline.store import TokenStore, fingerprints
 from pipeline.verify import verify
@@ -87,7 +88,7 @@ def _ls(job: StoreJob) -> Report:
     for row in rows_of(store.index.rows):
         status = "cleared" if row["status"] == "failed" and row["source_hint"] is None else row["status"]
         note = f"{row['tokens']} tokens" if status == "committed" else f"{row['error_class']}: {row['error']}"
-        sys.stdout.write(f"{status}\t{row['video_id']}\t{note}\t{row['uri']}\n")
+        sys.stdout.write(f"{status}\t{one_line(row['video_id'])}\t{one_line(note)}\t{one_line(row['uri'])}\n")
         counts[status] += 1
     return {"fingerprint": store.fingerprint, **counts}
 

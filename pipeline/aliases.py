@@ -1,5 +1,6 @@
 """Other names of videos, from a file."""
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.records import SUFFIXES, content_of, decoded, read_records
 from pipeline.values import check_controls, required_texts
+
+BLANKS = re.compile(" +")
 
 
 def read_aliases(path: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -29,10 +32,16 @@ def _alias_lines(path: str, storage_options: Mapping[str, Any] | None) -> list[t
         text = decoded(content_of(path, storage_options))
     except ValueError as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    lines = [line.split() for line in text.splitlines() if line.strip()]
+    lines = [_fields(line) for line in text.split("\n") if line.strip()]
     if not lines or not all(len(line) == 2 for line in lines):
         raise ConfigError(f"{path}: expected two names on each line")
     return [(one, other) for one, other in lines]
+
+
+def _fields(line: str) -> list[str]:
+    """Return the names on a line, apart by a tab, or by blanks where it has none; any other space is part of a name."""
+    line = line.strip(" \t\r")
+    return [one.strip(" ") for one in line.split("\t") if one.strip(" ")] if "\t" in line else BLANKS.split(line)
 
 
 def _alias_rows(path: str, storage_options: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ again each time.
 """
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError, StoreError
 from pipeline.filesystem import create_exclusive, list_files, read_many, renew, write_whole
 from pipeline.fingerprint import canonical_json, fingerprint
+from pipeline.names import json_line
 from pipeline.parquet import from_parquet, to_parquet
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class AnswerStore:
         same one is always taken: a final one before others, then the smallest by status and text.
         """
         merged = self.merged(asked)
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in merged.to_pylist()]
+        lines = [json_line(row) + "\n" for row in merged.to_pylist()]
         write_whole(self.fs, f"{self.root.rstrip('/')}/answers.jsonl", "".join(lines).encode())
         write_whole(self.fs, f"{self.root.rstrip('/')}/answers.parquet", to_parquet(merged))
         return dict(sorted(Counter(merged["status"].to_pylist()).items()))

@@ -1,7 +1,6 @@
 """Captions as files: one row per video or segment, and subtitles for videos that were cut into segments."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.filesystem import open_root, remove, write_whole
+from pipeline.names import json_line
 from pipeline.parquet import from_parquet, to_parquet
 from pipeline.segments import span_of
 
@@ -58,7 +58,7 @@ def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
 def write(url: str, rows: pa.Table, storage_options: Mapping[str, Any] | None = None) -> list[str]:
     """Write captions.jsonl and captions.parquet, and SRT and WebVTT for each video with segments; returns their names."""
     fs, root = open_root(url, storage_options)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_pylist()]
+    lines = [json_line(row) + "\n" for row in rows.to_pylist()]
     files = {"captions.jsonl": "".join(lines).encode(), "captions.parquet": to_parquet(rows)}
     for name, cues in subtitles(rows.to_pylist()).items():
         files[f"srt/{file_name(name)}.srt"] = srt(cues).encode()

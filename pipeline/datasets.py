@@ -6,7 +6,7 @@ Multiple-choice files (TGIF-QA action and transition) are refused: there is noth
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.answer_files import read_answers, right_answers, unescaped
 from pipeline.conversation_files import conversation_column, question_rows, video_name
 from pipeline.errors import ConfigError
+from pipeline.names import bounded, escape
 from pipeline.question_ids import question_ids
 from pipeline.question_layouts import detect_layout, guess_dataset
 from pipeline.records import read_records
@@ -127,14 +128,19 @@ def candidate_ids(dataset: str, video_name: str, aliases: Mapping[str, str] | No
     return tuple(dict.fromkeys(named + others))
 
 
+def _with_escaped(ids: Sequence[str]) -> tuple[str, ...]:
+    return (*ids, *(bounded(escape(one)) for one in ids))
+
+
 def join_videos(questions: pa.Table, known: Collection[str], aliases: Mapping[str, str] | None = None) -> pa.Table:
     """Add `store_id`, the first candidate name of each video that is in `known`, or null if none is.
 
     Spaces around a name count only where the store has them too. A name with the suffix of a video file is looked for
-    without it as well, and then by ever shorter ends of its path, as long as no two names then mean one video.
+    without it as well, and then by ever shorter ends of its path, as long as no two names then mean one video. A name with
+    control characters is looked for as ids have it.
     """
     dataset, names = dataset_of(questions), questions["video_id"].to_pylist()
-    found = known_names(set(names), set(known), lambda name: candidate_ids(dataset, name, aliases))
+    found = known_names(set(names), set(known), lambda name: _with_escaped(candidate_ids(dataset, name, aliases)))
     return questions.append_column("store_id", pa.array([found[name] for name in names], pa.string()))
 
 

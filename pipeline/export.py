@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.entries import Entry
 from pipeline.errors import ConfigError, StoreError
 from pipeline.filesystem import create_exclusive, list_files, open_root, write_whole
+from pipeline.names import json_line
 from pipeline.parquet import to_parquet
 from pipeline.store import TokenStore
 
@@ -71,7 +72,7 @@ def export(
             written += bool(held) and create_exclusive(fs, path, content)
             part = held
         manifest += [{**row, "file": path.rsplit("/", 1)[-1]} for row in part]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in manifest)
+    lines = "".join(json_line(row) + "\n" for row in manifest)
     write_whole(fs, f"{folder}/manifest.jsonl", lines.encode())
     return {"format": kind, "videos": len(manifest), "files_written": written, "damaged": damaged}
 

@@ -43,6 +43,18 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> tup
     return fs, path.rstrip("/")
 
 
+def object_at(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """Return file system and path of an object, whatever is in its name. Any: fsspec file systems are untyped.
+
+    `::` chains protocols only where a protocol or a URL follows each time, as in `zip://a.mp4::s3://bucket/a.zip`; elsewhere it
+    is part of a name. Raises ValueError, ImportError and OSError, as fsspec does.
+    """
+    first, *others = url.split("::")
+    is_chain = all("://" in one or one in fsspec.available_protocols() for one in others)
+    fs, path = fsspec.core.url_to_fs(url if is_chain else first, **(storage_options or {}))
+    return fs, path if is_chain else fs._strip_protocol(url)
+
+
 def is_local(fs: Any) -> bool:
     """Tell whether a file system is the local disk."""
     return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.errors import StoreError
 from pipeline.filesystem import create_exclusive, list_files, open_root, read_many, write_whole
 from pipeline.fingerprint import canonical_json, fingerprint
+from pipeline.names import json_line
 
 LOOKS = 5
 """How often to list again where another run folds the files that we are reading."""
@@ -57,7 +58,7 @@ class ReplyStore:
     def write_judged(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """Write judged.jsonl, all of it or nothing. Returns its path. Raises ConfigError where it cannot be written."""
         path = f"{self.root}/judged.jsonl"
-        write_whole(self.fs, path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_whole(self.fs, path, "".join(json_line(row) + "\n" for row in rows).encode())
         return path
 
     def _write(self, replies: Sequence[Reply]) -> str:

@@ -1,16 +1,16 @@
 """Which video of a store a person means: by its id, the path or URL it was encoded from, or the name of its file."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.index import Index
+from pipeline.names import bounded, escape, local_names, one_line, unquoted
 from pipeline.redaction import redact
 from pipeline.segments import file_of, span_of
-from pipeline.sources import local_path
 
 SHOWN = 3
 SEARCHED = 100_000
@@ -27,44 +27,39 @@ def find_video(asked: str, index: Index) -> Row:
     What is committed comes before what failed. Raises ConfigError where none or several are meant; it names those, or the
     closest.
     """
-    if (known := index.get(asked)) is not None:
+    if (known := index.get(asked) or index.get(bounded(escape(asked)))) is not None:
         return known
     rows = index.rows.select(READ).to_pylist()
-    for wanted, names_of in ((_path(asked), _places), (asked, _names)):
+    for wanted, names_of in (*((place, _places) for place in _paths(asked)), (asked, _names)):
         meant = [row for row in rows if wanted in names_of(row)]
         found = [row for row in meant if row["status"] == "committed"] or meant
         if len(found) == 1:
             return found[0]
         if found:
-            raise ConfigError(f"{asked} may be {_some([row['video_id'] for row in found])}: name one by its id")
+            raise ConfigError(f"{one_line(asked)} may be {_some([row['video_id'] for row in found])}: name one by its id")
     ids = [row["video_id"] for row in rows]
     close = get_close_matches(_stem(asked), ids, SHOWN) if len(ids) <= SEARCHED else []
     hint = f"; the closest: {_some(close)}" if close else f", such as {_some(ids)}" if ids else ""
-    raise ConfigError(f"{asked} is not in the store, which has {len(ids)} videos{hint}: encode it first")
+    raise ConfigError(f"{one_line(asked)} is not in the store, which has {len(ids)} videos{hint}: encode it first")
 
 
 def _places(row: Row) -> set[str]:
     """Return the paths or URLs of a video, those of its whole file among them."""
-    uri = row["uri"]
-    return {_bare(uri), _bare(file_of(uri))}
+    return {next(_paths(row["uri"])), next(_paths(file_of(row["uri"])))}
 
 
 def _names(row: Row) -> set[str]:
     """Return the last part of the id, and the file's name with and without its ending; of a segment with its times too."""
-    name = PurePosixPath(file_of(row["uri"])).name
+    name = PurePosixPath(next(_paths(file_of(row["uri"])))).name
     span = row["uri"][len(span_of(row["uri"])[0]) :]
-    return {PurePosixPath(row["video_id"]).name, name, _stem(name), name + span, _stem(name) + span}
+    plain = {name, _stem(name), name + span, _stem(name) + span}
+    return {PurePosixPath(row["video_id"]).name, *plain, *map(escape, plain)}
 
 
-def _path(name: str) -> str:
-    """Return an absolute path for what lies on local disk, any other URL as it is stored."""
-    path = local_path(name)
-    return redact(name) if path is None else str(Path(os.path.normpath(path.absolute())))
-
-
-def _bare(uri: str) -> str:
-    path = local_path(uri)
-    return uri if path is None else str(path)
+def _paths(name: str) -> Iterator[str]:
+    """Yield the absolute paths that a name on local disk may mean, the literal one first; any other URL as it is stored."""
+    paths = [str(Path(os.path.normpath(Path(path).absolute()))) for path in local_names(name)]
+    yield from paths or dict.fromkeys((redact(name), redact(unquoted(name))))
 
 
 def _stem(name: str) -> str:

@@ -4,7 +4,8 @@ The id of a segment is the video's id and a media fragment, `name#t=30.000,60.00
 uri is the video's with the same fragment, and the decode stage samples inside it.
 
 A file whose own name ends like that is no segment: in its id and uri the mark is written `%23`, and a `%23` there `%2523`, so
-that two files never share an id and no file that of a segment. HTTP URLs are escaped already and stay as they are.
+that two files never share an id and no file that of a segment. `names` escapes what cannot be stored before that. HTTP URLs are
+escaped already and stay as they are.
 
 Source of the notation: W3C Media Fragments URI 1.0, temporal dimension.
 """

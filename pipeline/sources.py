@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from pipeline.decode.start_codes import elementary_demuxer, is_transport_stream
 from pipeline.errors import VideoError
+from pipeline.filesystem import object_at
+from pipeline.names import UNSTORABLE, local_path
 from pipeline.patience import patiently
 
 REFUSED = frozenset({"reference", "dask", "generic"})
@@ -100,7 +100,12 @@ def _copy(uri: str, into: Path, max_bytes: int, storage_options: Mapping[str, An
 
 
 def check_protocol(uri: str) -> None:
-    """Raise VideoError FORBIDDEN_PROTOCOL for a URL whose protocol reads what a further file tells it to."""
+    """Raise VideoError FORBIDDEN_PROTOCOL for a URL whose protocol reads what a further file tells it to.
+
+    UNREADABLE for the URI of an object whose name cannot be stored.
+    """
+    if uri.startswith(UNSTORABLE):
+        raise VideoError("UNREADABLE", f"{uri.removeprefix(UNSTORABLE)}: the name is not valid Unicode: rename the object")
     protocols = {part.split("://")[0].lower() for part in uri.split("::")} if local_path(uri) is None else set()
     if refused := protocols & REFUSED:
         raise VideoError("FORBIDDEN_PROTOCOL", f"{min(refused)}:// names other files or runs what it reads, it holds no video")
@@ -132,17 +137,13 @@ def content_sha256(uri: str, storage_options: Mapping[str, Any] | None = None) -
         return None  # the decode stage meets the same fault and gives it a class
 
 
-def local_path(uri: str) -> Path | None:
-    """Return the path of a URI on local disk, None elsewhere. Names with `::` or `*` are names here, not fsspec's chains."""
-    if uri.startswith(("file://", "local://")):
-        return Path(uri.split("://", 1)[1])
-    return None if "://" in uri else Path(uri)
-
-
 def _open(uri: str, storage_options: Mapping[str, Any] | None) -> Any:
     """Return a readable file, a context manager. Any: fsspec's files are untyped."""
     path = local_path(uri)
-    return fsspec.open(uri, "rb", **(storage_options or {})) if path is None else _regular(path)
+    if path is not None:
+        return _regular(path)
+    fs, name = object_at(uri, storage_options)  # fsspec.open would take `[` and `*` in a name for a pattern
+    return fs.open(name, "rb")
 
 
 def _regular(path: Path) -> Any:

@@ -30,6 +30,8 @@ def run(job):
     said = f"the driver said {kept} here"
     match job.what:
         case "report": return {"a": [{"b": said}], "exit_code": 1}
+        case "lines": return {"a": "ls\u2028nel\u0085é\u202f" + chr(0xDCE9)}
+        case "name": raise ConfigError("a  b\u202fc\u3000d\\n  e\tf" + chr(0xDCE9))
         case "silent": return {"silent": True, "exit_code": 1, "said": said}
         case "log": logging.getLogger("x").warning("%s", said)
         case "chatter": logging.getLogger("botocore.hooks").info("chatter"); logging.getLogger("x").info("our own")
@@ -101,6 +103,21 @@ def test_an_error_of_ours_is_one_line_without_the_secret(what: str, code: int) -
     """However deep somebody has wrapped it, however many lines it had: the code tells who can mend it."""
     ran = launched(what)
     assert (ran.returncode, ran.stdout, ran.stderr) == (code, "", "framefold: the driver said *** here\n")
+
+
+def test_an_error_about_a_name_shows_it_as_it_is() -> None:
+    """Spaces of every kind can be copied from it; what would break the line is escaped."""
+    ran = launched("name")
+    assert (ran.returncode, ran.stderr) == (2, "framefold: a  b\u202fc\u3000d e%09f%E9\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_a_report_is_one_line_of_json_in_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    ran = launched("lines")
+    assert ran.returncode == 0
+    assert len(ran.stdout.splitlines()) == 1
+    assert json.loads(ran.stdout) == {"a": "ls\u2028nel\u0085é\u202f\udce9"}
 
 
 def test_a_defect_is_shown_whole_but_for_the_secret() -> None:

@@ -98,7 +98,6 @@ def test_manifests_of_each_kind_give_the_same_table(tmp_path: Path, suffix: str)
         ("id,uri\na,x\n", "missing ['video_id']"),
         ("video_id,uri\na,\n", "first in row 1"),
         ("video_id,uri\n", "expected"),
-        ('video_id,uri\n"a\x00b",x\n', "printable"),
     ],
 )
 def test_a_wrong_manifest_is_named_in_one_line(tmp_path: Path, content: str, said: str) -> None:

@@ -239,6 +239,26 @@ def test_a_mapping_that_cannot_be_one_is_refused(tmp_path: Path, content: str | 
     assert read_aliases(str(path)) == {"a": "b", "b": "a"}
 
 
+def test_a_mapping_of_names_with_spaces_of_other_kinds_is_read(tmp_path: Path) -> None:
+    """Blanks part two names where no tab does; every other space is part of a name, and so is a line separator."""
+    path = tmp_path / "mapping.txt"
+    path.write_text("3.15\u202fPM vid1\r\n東京\u3000散歩   vid2\nRec 3.16\u00a0PM\tvid3\nls\u2028x vid4\n")
+    found = read_aliases(str(path))
+    assert {found[f"vid{number}"] for number in (1, 2, 3, 4)} == {
+        "3.15\u202fPM", "東京\u3000散歩", "Rec 3.16\u00a0PM", "ls\u2028x",
+    }  # fmt: skip
+
+
+def test_a_question_names_a_video_by_its_id_or_by_the_name_of_its_file(tmp_path: Path) -> None:
+    """Control characters of a name are escaped in the id; where both are ids, the id itself is meant."""
+    path = tmp_path / "q.jsonl"
+    names = ["tab\tname", "tab%09name", "%0A", "a\u202fb"]
+    path.write_text("\n".join(json.dumps({"video_id": name, "question": name + "?"}) for name in names))
+    ids = ["tab%09name", "tab%2509name", "%250A", "a\u202fb"]
+    joined = join_videos(read_questions(str(path), "plain"), ids)
+    assert joined["store_id"].to_pylist() == ["tab%09name", "tab%09name", "%250A", "a\u202fb"]
+
+
 def test_a_mapping_may_know_any_of_the_names(tmp_path: Path) -> None:
     """Not only the likeliest; no name is told twice."""
     assert candidate_ids("msvd-qa", "1451", {"1451": "clip"}) == ("vid1451", "1451", "clip")

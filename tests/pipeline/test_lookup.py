@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_video
+from pipeline.names import local_uri
 from pipeline.store import TokenStore
 from tests.tables import SPEC, encoded, failed, row
 
@@ -76,6 +77,44 @@ def test_an_id_comes_before_the_name_of_a_file(tmp_path: Path) -> None:
 def test_a_video_with_tokens_comes_before_a_failed_one_of_that_name(tmp_path: Path) -> None:
     found = store(tmp_path, row("new/a", uri="/new/a.mp4"), failed("old/a", uri="/old/a.mp4"))
     assert find_video("a.mp4", found.index)["video_id"] == "new/a"
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("tab\tname", "tab%09name"),
+        ("/v/tab\tname.mp4", "tab%09name"),
+        ("file:///v/tab%09name.mp4", "tab%09name"),
+        ("tab\tname.mp4", "tab%09name"),
+        ("/v/byte\udce9.mp4", "byte%E9"),
+        ("byte\udce9", "byte%E9"),
+        ("dir\t/x", "dir%09/x"),
+        ("file:///v/a b.mp4", "spaced"),
+        ("file:///v/a%20b.mp4", "a%20b"),
+        ("file:///v/c%20d.mp4", "other"),
+        ("/v/a%20b.mp4", "a%20b"),
+        ("s3://b/x%20y.mp4", "remote"),
+        ("s3://b/tab%09.mp4", "remote tab"),
+        ("/v/a&key=1.mp4", "signed"),
+        ("/v/./w/../old%20form.mp4", "old"),
+    ],
+)
+def test_an_odd_name_is_found_as_it_is_shown_and_as_it_is(tmp_path: Path, asked: str, meant: str) -> None:
+    """Whether or not the files are there; an entry of an older version has the plain URL of a name with `%`."""
+    found = store(
+        tmp_path,
+        row("tab%09name", uri=local_uri("/v/tab\tname.mp4")),
+        row("byte%E9", uri=local_uri("/v/byte\udce9.mp4")),
+        row("dir%09/x", uri="s3://b/other.mp4"),
+        row("spaced", uri="file:///v/a b.mp4"),
+        row("other", uri="file:///v/c d.mp4"),
+        row("a%20b", uri=local_uri("/v/a%20b.mp4")),
+        row("remote", uri="s3://b/x y.mp4"),
+        row("remote tab", uri="s3://b/tab\t.mp4"),
+        row("signed", uri=local_uri("/v/a&key=1.mp4")),
+        row("old", uri="file:///v/old%20form.mp4"),
+    )
+    assert find_video(asked, found.index)["video_id"] == meant
 
 
 def test_an_empty_store_has_nothing_close(tmp_path: Path) -> None:
