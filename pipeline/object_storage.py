@@ -17,7 +17,8 @@ from pipeline.patience import patiently
 WRITER = "writer"
 """Name of the metadata that tells who wrote an object, where storage keeps any."""
 REFUSALS = 2
-"""So many refusals of a condition that nothing speaks against, then the object is written without one."""
+"""So many refusals of a condition while nothing is there, then the object is written without one; where conditions are not
+implemented, after the first."""
 CONDITION_FAILED = frozenset({409, 412})
 ERROR_DOCUMENT_BYTES = 4096
 
@@ -49,8 +50,8 @@ def create(fs: Any, path: str, content: bytes) -> bool:
             return stored.writer == writer
         try:
             return _write(fs, path, content, writer, exclusive=stored is None and refusals < REFUSALS)
-        except _RefusedError:
-            refusals += 1
+        except _RefusedError as error:
+            refusals += REFUSALS if error.errno == errno.ENOSYS else 1
             raise
 
     return patiently(path, once)
@@ -90,7 +91,8 @@ def _write(fs: Any, path: str, content: bytes, writer: str, *, exclusive: bool) 
     if fault is None:
         raise OSError(errno.EAGAIN, f"accepted {len(content)} bytes, has {stored.size if stored else 'nothing'}")
     if exclusive and _is_about_the_condition(fault):
-        raise _RefusedError(errno.EAGAIN, f"refused as if it were there, which it is not: {fault}") from fault
+        number = errno.ENOSYS if fault.errno == errno.ENOSYS else errno.EAGAIN
+        raise _RefusedError(number, f"refused as if it were there, which it is not: {fault}") from fault
     raise fault
 
 

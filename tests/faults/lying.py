@@ -50,7 +50,8 @@ class LyingProxy(FaultProxy):
         assert lie in LIES, f"expected a lie of {list(LIES)}, got {lie}"
         super().__init__(upstream, {})
         self.meet_s = meet_s
-        self.meetings: dict[str, asyncio.Event] = {}
+        self.meetings: dict[str, tuple[bytes, asyncio.Event]] = {}
+        """By name: who came first, and whether another has come."""
         self.lie = lie
         self.fs = fsspec.filesystem("s3", **options, skip_instance_cache=True)
         self.seen: set[tuple[str, str]] = set()
@@ -105,8 +106,8 @@ class LyingProxy(FaultProxy):
             return self._told(412, _error("PreconditionFailed"))
         if first and self.lie in ("error", "page"):
             return self._told(200, ERROR if self.lie == "error" else PAGE)
-        if conditional and self.meet_s:
-            await self._meet(name)
+        if conditional and self.meet_s and "/views/" not in name:  # of which each writer has its own
+            await self._meet(name, _header(head, b"x-amz-meta-writer"))
         self.writing += 1
         try:
             answer = await self._passed(head, body)
@@ -126,15 +127,14 @@ class LyingProxy(FaultProxy):
             await asyncio.to_thread(self.fs.pipe_file, name.removeprefix("/"), _plain(head, body), Metadata=told)
         return self._told(200, b"")
 
-    async def _meet(self, name: str) -> None:
-        other = self.meetings.get(name)
-        if other is not None:
-            self.counts["met"] += 1
-            other.set()
-            return
-        self.meetings[name] = asyncio.Event()
+    async def _meet(self, name: str, writer: bytes) -> None:
+        """Hold the first writer of a name until another comes; its own retries are held as well."""
+        first, met = self.meetings.setdefault(name, (writer, asyncio.Event()))
+        if first != writer:
+            self.counts["met"] += not met.is_set()
+            met.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.meetings[name].wait(), self.meet_s)
+            await asyncio.wait_for(met.wait(), self.meet_s)
 
     def _told(self, status: int, body: bytes) -> bytes:
         self.counts["lies"] += 1

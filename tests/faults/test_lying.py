@@ -14,9 +14,12 @@ import pytest
 from pipeline.answers import AnswerStore
 from pipeline.errors import StoreError, VideoError
 from pipeline.filesystem import create_exclusive, list_files, open_root, read_bytes, read_many, renew, write_whole
+from pipeline.judge_store import ReplyStore
+from pipeline.segments import Durations
 from pipeline.sources import fetch
 from pipeline.store import TokenStore
 from pipeline.verify import verify
+from pipeline.views import Views
 from tests.command import framefold, report
 from tests.faults import storage
 from tests.faults.clips import make_clips
@@ -24,8 +27,17 @@ from tests.faults.lying import ERROR, LIES, LyingProxy
 from tests.faults.runs import MODEL
 
 ROOT = Path(__file__).parents[2]
+MEETING = ("kept", "overwritten")
 TRUTHFUL_ABOUT_CONDITIONS = sorted(set(LIES) - {"kept", "overwritten", "late"})
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(300)]
+
+
+def patient(port: int, lie: str) -> dict[str, Any]:
+    """Return the options of a writer: one that waits where the proxy holds it back."""
+    options = storage.options(port)
+    if lie in MEETING:
+        options["config_kwargs"]["read_timeout"] = 90
+    return options
 
 
 def named(content: bytes) -> str:
@@ -109,8 +121,11 @@ class Nothing(set[Any]):
 
 WRITER = """
 import json, sys
-from pipeline.answers import ANSWERS, AnswerStore
+from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore
+from pipeline.judge_store import ReplyStore
+from pipeline.segments import Durations
 from pipeline.store import TokenStore
+from pipeline.views import View, Views
 from tests.tables import SPEC, encoded, row
 import pyarrow as pa
 url, options, units = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
@@ -131,6 +146,14 @@ for unit in range(units):
     asked = [dict.fromkeys(ANSWERS.names) | row for row in said]
     unit = answers.commit(pa.Table.from_pylist(asked, schema=ANSWERS))
     step([told["status"].to_pylist(), unit["status"]])
+
+step("ready")
+Durations(f"{url}/store", options).add([{"uri": "v", "source_hint": "h", "duration_s": 2.5}])
+reply = {"question": "q", "answer": "a", "prediction": "p", "bodies": ["{}"]}
+ReplyStore(f"{url}/judge", {"kind": "judge"}, options).add(reply)
+view = View(asked=pa.Table.from_pylist([{"question_id": sys.argv[4]}], schema=QUESTIONS_ASKED), answers="0", name=sys.argv[4])
+Views(f"{url}/captions", options).commit(view)
+step(["done", "done"])
 """
 
 
@@ -138,10 +161,10 @@ def overlapping(url: str, options: dict[str, Any], units: int) -> list[list[Any]
     """Run two writers in lockstep, in processes of their own; returns what each was told of each unit."""
     command = [sys.executable, "-c", WRITER, url, json.dumps(options), str(units)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    writers = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(2)]
+    writers = [subprocess.Popen([*command, name], cwd=ROOT, text=True, **pipes) for name in ("one", "two")]
     told: list[list[Any]] = [[] for _ in writers]
     try:
-        for step in range(2 * units + 1):
+        for step in range(2 * units + 3):
             for writer, heard in zip(writers, told, strict=True):
                 assert writer.stdout is not None
                 line = json.loads(writer.stdout.readline())
@@ -160,21 +183,24 @@ def overlapping(url: str, options: dict[str, Any], units: int) -> list[list[Any]
 
 @pytest.mark.parametrize("lie", LIES)
 def test_two_overlapping_writers_end_with_one_whole_store(s3_port: int, bucket: tuple[str, dict[str, Any]], lie: str) -> None:
-    """Each video once, every entry readable, every answer there: two processes commit the same units at the same time."""
+    """Each video once, every entry readable, every answer, length, reply and view there: two processes write them at once."""
     url, truth = bucket
-    units = 3
-    with LyingProxy(s3_port, lie, truth, meet_s=20.0 if lie in ("kept", "overwritten") else 0.0) as proxy:
-        told = overlapping(url, storage.options(proxy.port), units)
+    units = 2
+    with LyingProxy(s3_port, lie, truth, meet_s=60.0 * (lie in MEETING)) as proxy:
+        told = overlapping(url, patient(proxy.port, lie), units)
     assert proxy.lies
     store = TokenStore.open(f"{url}/store", storage_options=truth)
     names = [f"v{unit}-{i}" for unit in range(units) for i in range(3)]
     assert store.ids() == names
     assert [store.read(name).video_id for name in names] == names
-    report = verify(*open_root(f"{url}/store", truth))
-    assert (report.problems, report.entries, report.fragments, report.shards, report.orphans) == ([], 9, units, units, 0)
+    found = verify(*open_root(f"{url}/store", truth))
+    assert (found.problems, found.entries, found.fragments, found.shards, found.orphans) == ([], 3 * units, units, units, 0)
     answers = AnswerStore.create(f"{url}/answers", {"kind": "answers"}, truth).committed().to_pylist()
     assert sorted(row["question_id"] for row in answers) == names
-    for unit in zip(*told, strict=True):
+    assert Durations(f"{url}/store", truth).known == {("v", "h"): 2.5}
+    assert [*ReplyStore(f"{url}/judge", {"kind": "judge"}, truth).read()] == [("q", "a", "p")]
+    assert {view.name for view in Views(f"{url}/captions", truth).read().values()} == {"one", "two"}
+    for unit in zip(*(heard[:-1] for heard in told), strict=True):
         committed = [statuses == ["committed"] * 3 for statuses, _ in unit], [status == "committed" for _, status in unit]
         for said in committed:
             assert any(said), "nobody was told that the unit is committed"
@@ -200,12 +226,12 @@ def test_two_overlapping_encodes_and_answers_end_right(
     past = fsspec.filesystem("s3", **truth)
     past.pipe({f"{url}/clips/{path.name}": path.read_bytes() for path in clips.folder.iterdir()})
     past.pipe_file(f"{url}/q.jsonl", "".join(json.dumps(row) + "\n" for row in questions).encode())
-    with LyingProxy(s3_port, lie, truth, meet_s=0.0 if lie == "busy" else 60.0) as proxy:
-        where = ["--model", str(MODEL), "--runner", "local", "--storage-options", json.dumps(storage.options(proxy.port))]
+    with LyingProxy(s3_port, lie, truth, meet_s=60.0 * (lie in MEETING)) as proxy:
+        where = ["--model", str(MODEL), "--runner", "local", "--storage-options", json.dumps(patient(proxy.port, lie))]
         encoded = both("encode", f"{url}/clips", "--store", f"{url}/store", "--reducer", "spatial(k=4)", *where)
         answered = both("answer", f"{url}/q.jsonl", "--store", f"{url}/store", "--out", f"{url}/answers", *where)
     assert proxy.lies
-    assert proxy.counts["met"] or lie == "busy"
+    assert proxy.counts["met"] >= 5 * (lie in MEETING)  # two specs, a shard, a fragment, a unit of answers
     assert [(told["committed"], told["failed"], told["left"]) for told in encoded] == [(4, 0, 0)] * 2
     assert [told["statuses"] for told in answered] == [{"ok": 4}] * 2
     options = ["--storage-options", json.dumps(truth)]
