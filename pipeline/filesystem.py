@@ -1,11 +1,14 @@
 """What the stores ask of storage: open a root, list, read a range, and create a file only if nobody has.
 
-Exclusive creation is what makes a commit safe: a hard link on local disk, `If-None-Match` on object storage. Storage that
-falters is asked again (`patience`); what is still broken then is a StoreError.
+Creation is a hard link on local disk, and a looked-up `If-None-Match` on object storage (`object_storage`). Names are made of
+what a file holds, so that a commit is safe where storage ignores the condition. Storage that falters is asked again
+(`patience`); what is still broken then is a StoreError.
 """
 
 import errno
+import hashlib
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +17,14 @@ from typing import Any
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
+from pipeline import object_storage
 from pipeline.errors import ConfigError, StorageError, StoreError
 from pipeline.patience import patiently
 
-CONFLICT = (errno.EEXIST, errno.EINVAL)
-"""What s3fs raises for a failed precondition: FileExistsError on AWS, EINVAL on SeaweedFS and Ceph RGW."""
-
 UNUSABLE = (errno.EROFS, errno.ENAMETOOLONG)
 """A place where nothing can be written: another is to be named."""
+
+DIGEST = re.compile("[0-9a-f]{64}")
 
 LOOKS = 5
 """How often a folder is listed anew because a file of it vanished before it was read."""
@@ -61,9 +64,10 @@ def is_local(fs: Any) -> bool:
 
 
 def create_exclusive(fs: Any, path: str, content: bytes | memoryview) -> bool:
-    """Write a file only if it is not there. Returns whether this call created it, as far as storage told.
+    """Write a file only if it is not there. Returns whether this call created it, as far as can be known.
 
-    Where an answer is lost, the file is there and the next try finds it: False, and the content is as safe.
+    The name must be made of the content, or of all that the content depends on: storage may answer as if it had created the
+    file and keep another writer's, or put ours in its place. docs/architecture.md lists the uses.
 
     Raises:
         ConfigError: no permission, no such bucket, a name that is too long, or nothing can be written there at all.
@@ -72,7 +76,7 @@ def create_exclusive(fs: Any, path: str, content: bytes | memoryview) -> bool:
     try:
         if is_local(fs):
             return _link(Path(path), content)
-        return patiently(path, lambda: _put(fs, path, content))
+        return object_storage.create(fs, path, bytes(content))
     except PermissionError as error:
         raise ConfigError(f"{path}: no permission to write: {error}") from error
     except FileNotFoundError as error:
@@ -121,20 +125,6 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _put(fs: Any, path: str, content: bytes | memoryview) -> bool:
-    """Create on object storage. Returns False where it is there: another was first, or an answer was lost."""
-    try:
-        fs.pipe_file(path, bytes(content), mode="create")
-    except OSError as error:
-        if not isinstance(error, FileExistsError) and error.errno not in CONFLICT:
-            raise
-        fs.invalidate_cache(path.rsplit("/", 1)[0])
-        if not fs.exists(path):
-            raise
-        return False
-    return True
-
-
 def renew(fs: Any, path: str, content: bytes | memoryview) -> None:
     """Make a file that is there already young, and whole where it rotted: what its content names cannot be another.
 
@@ -143,7 +133,7 @@ def renew(fs: Any, path: str, content: bytes | memoryview) -> None:
     """
     try:
         if not is_local(fs):
-            patiently(path, lambda: fs.pipe_file(path, bytes(content)))
+            object_storage.replace(fs, path, bytes(content))
             return
         file = Path(path)
         if file.read_bytes() != content:
@@ -160,7 +150,7 @@ def write_whole(fs: Any, path: str, content: bytes) -> None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             _replace(Path(path), content)
         else:
-            patiently(path, lambda: fs.pipe_file(path, content))
+            object_storage.replace(fs, path, content)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
 
@@ -220,9 +210,20 @@ def read_bytes(fs: Any, path: str, start: int | None = None, end: int | None = N
 
 def _read(fs: Any, path: str, start: int | None, end: int | None) -> bytes:
     content: bytes = fs.cat_file(path, start=start, end=end)
+    if start is None and end is None and not is_local(fs):
+        if object_storage.is_error_document(content):
+            raise OSError("storage sent an error in the place of the file")
+        if not _fits_its_name(path, content):  # what rotted comes again as it is, a wrong answer does not
+            content = fs.cat_file(path)
     if start is not None and end is not None and len(content) != end - start:
         raise OSError(f"expected {end - start} bytes at {start}, got {len(content)}")
     return content
+
+
+def _fits_its_name(path: str, content: bytes) -> bool:
+    """Tell whether a file whose name is a SHA-256 has that content; True for other names."""
+    name = path.rsplit("/", 1)[-1].split(".", 1)[0]
+    return not DIGEST.fullmatch(name) or hashlib.sha256(content).hexdigest() == name
 
 
 def read_folder(fs: Any, folder: str, suffix: str) -> dict[str, bytes]:
@@ -261,10 +262,19 @@ def read_many(fs: Any, paths: list[str]) -> dict[str, bytes]:
         for error in got:
             if isinstance(error, Exception):
                 raise error
+        if not is_local(fs) and (wrong := [path for path in left if object_storage.is_error_document(found[path])]):
+            for path in wrong:
+                del found[path]
+            raise OSError(f"storage sent an error in the place of {len(wrong)} files, first {wrong[0]}")
 
     try:
         if paths:
             patiently(f"{len(paths)} files", read_rest)
+            doubtful = [] if is_local(fs) else [path for path in paths if not _fits_its_name(path, found[path])]
+            for path in doubtful:  # what rotted comes again as it is, a wrong answer does not
+                del found[path]
+            if doubtful:
+                patiently(f"{len(doubtful)} files", read_rest)
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot read {len(paths)} files: {type(error).__name__}: {error}") from error
     return found

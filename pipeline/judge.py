@@ -8,7 +8,6 @@ published script asks for ever, or leaves it out of accuracy only; a question wi
 
 import hashlib
 import json
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.judge_client import Asked, Endpoint, EndpointConfig, reply_text
+from pipeline.judge_client import Asked, Endpoint, EndpointConfig, is_cut_short, reply_text
 from pipeline.judge_store import Case, Reply, ReplyStore
+from pipeline.judge_verdict import Verdict, leads, verdict
 
 PROMPT_VERSION = 1
 
@@ -40,10 +40,6 @@ MAX_TOKENS = 256
 NOT_ASKED = "not asked"
 PATIENCE = 8
 """Questions without a reply, in a row, after which an endpoint counts as down, besides twice those in flight."""
-
-_OBJECT = re.compile(r"\{[^{}]*\}")
-_PRED = re.compile(r"""["']?pred["']?\s*:\s*["']?\s*(yes|no)\b""", re.IGNORECASE)
-_SCORE = re.compile(r"""["']?score["']?\s*:\s*["']?\s*(-?\d{1,3}(?:\.\d+)?)""", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +73,6 @@ class JudgeConfig:
         return {"kind": "judge", "prompt": {"version": PROMPT_VERSION, "sha256": wording}, "request": self.settings()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the judge decided."""
-
-    correct: bool
-    score: int
-    """0 to 5."""
-
-
 @dataclass(kw_only=True)
 class Judged:
     """All replies that there are now, and how this run came to them."""
@@ -107,26 +94,19 @@ def messages(case: Case) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{TASK}\n{shown}"}]
 
 
-def verdict(text: str) -> Verdict | None:
-    """Return the verdict in a reply: its last object with yes or no and a score of 0 to 5, as JSON or a Python dict.
-
-    A fractional score is cut, as the published script does. None where there is no such object.
-    """
-    found = (_verdict(match[0]) for match in _OBJECT.finditer(text))
-    return next((one for one in reversed([*found]) if one is not None), None)
-
-
-def _verdict(text: str) -> Verdict | None:
-    pred, score = _PRED.findall(text), _SCORE.findall(text)
-    if len(pred) != 1 or len(score) != 1 or not 0 <= float(score[0]) <= 5:
-        return None
-    return Verdict(correct=pred[0].lower() == "yes", score=int(float(score[0])))
-
-
 def verdict_of(reply: Mapping[str, Any]) -> Verdict | None:
     """Return the verdict of a stored reply, read anew from what the server sent."""
-    text = reply_text(reply["bodies"][-1])
-    return None if text is None else verdict(text)
+    return verdict_in(reply["bodies"][-1])
+
+
+def verdict_in(body: str) -> Verdict | None:
+    """Return the verdict in a chat completion, see `judge_verdict`.
+
+    Of one that ended at the limit of tokens, only where it begins with the verdict: what is cut short may be reasoning without
+    marks, of which the verdict would have been the end.
+    """
+    text = reply_text(body)
+    return None if text is None or (is_cut_short(body) and not leads(text)) else verdict(text)
 
 
 def judge(
@@ -171,7 +151,7 @@ def _asked(
     settings = config.settings()
 
     def ask(case: Case) -> Asked:
-        asked = endpoint.ask({**settings, "messages": messages(case)}, lambda text: verdict(text) is not None)
+        asked = endpoint.ask({**settings, "messages": messages(case)}, lambda body: verdict_in(body) is not None)
         if asked.kept:
             question, answer, prediction = case
             store.add({"question": question, "answer": answer, "prediction": prediction, "bodies": list(asked.bodies)})

@@ -31,7 +31,7 @@ NO_VERDICT = "no verdict"
 """The reason where the last reply was a chat completion that the caller could not use."""
 
 Accept = Callable[[str], bool]
-"""Tells of the text of a reply whether it can be used."""
+"""Tells of the body of a chat completion whether it can be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class Endpoint:
             else:
                 text = reply_text(body)
                 bodies += [body] if text is not None else []
-                reason = "no chat completion" if text is None else None if usable(text) else NO_VERDICT
+                reason = "no chat completion" if text is None else None if usable(body) else NO_VERDICT
                 if reason is None:
                     break
             if sent < self.config.tries:
@@ -173,12 +173,22 @@ class Endpoint:
 
 
 def reply_text(body: str) -> str | None:
-    """Return the text of the first choice of a chat completion; None where the body is not one."""
+    """Return the text of the first choice of a chat completion, of its parts of type `text` where it comes in parts.
+
+    None where the body is not a chat completion.
+    """
     try:
         text = json.loads(body)["choices"][0]["message"]["content"]
+        if isinstance(text, list):
+            text = "\n".join(part["text"] for part in text if part["type"] == "text")
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return text if isinstance(text, str) else None
+
+
+def is_cut_short(body: str) -> bool:
+    """Tell whether a chat completion says that it ended at the limit of tokens."""
+    return bool(json.loads(body)["choices"][0].get("finish_reason") == "length")
 
 
 def reply_model(body: str) -> str | None:

@@ -18,6 +18,7 @@ from pipeline.decode.start_codes import elementary_demuxer, is_transport_stream
 from pipeline.errors import VideoError
 from pipeline.filesystem import object_at
 from pipeline.names import UNSTORABLE, local_path
+from pipeline.object_storage import is_error_document
 from pipeline.patience import patiently
 
 REFUSED = frozenset({"reference", "dask", "generic"})
@@ -89,6 +90,8 @@ def _copy(uri: str, into: Path, max_bytes: int, storage_options: Mapping[str, An
         for chunk in _chunks(source):
             if not head:
                 head = chunk[:HEAD_BYTES]
+                if is_error_document(head) and announced not in (None, len(head.rstrip())):
+                    raise OSError("storage sent an error in the place of the file")
                 demuxer_of(head)  # what is no video is not copied
             size += len(chunk)
             _check_bytes(size, max_bytes)

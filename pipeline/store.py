@@ -4,7 +4,7 @@
     <root>/tokens/<fingerprint>/<digest>.parquet    immutable shards, a row group per entry
     <root>/index/<fingerprint>/<digest>.parquet     what is committed where; failures with class and message
 
-A shard is written first, its footer read back, then the fragment that names it. Readers trust fragments only: a crash
+A shard is written first, its end read back, then the fragment that names it. Readers trust fragments only: a crash
 leaves at worst a shard that nothing names.
 """
 

@@ -12,7 +12,7 @@ from random import Random
 
 MARK = "FRAMEFOLD_FAULTS_RUN"
 """Environment variable that a run and all its descendants carry."""
-DECODE_CHILD = r"pipeline\.decode_worker"
+DECODE_CHILD = r"pipeline\.decode\.worker"
 DECODER, ENCODER, COMMITTER = r"ray::.*Decode\b", r"ray::.*Encode\b", r"ray::.*Commit\b"
 """What the command lines of the processes contain; Ray names its workers after the stage."""
 STAGES = "|".join((DECODE_CHILD, DECODER, ENCODER, COMMITTER))

@@ -11,10 +11,11 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.judge import SYSTEM, TASK, JudgeConfig, Judged, Verdict, judge, messages, verdict
+from pipeline.judge import SYSTEM, TASK, JudgeConfig, Judged, judge, verdict_of
 from pipeline.judge_client import EndpointConfig
 from pipeline.judge_scores import judged_rows, summary
 from pipeline.judge_store import Case, ReplyStore
+from pipeline.judge_verdict import Verdict
 from tests import judge_server as does
 from tests.judge_server import JudgeServer
 from tests.pipeline.judging import CASES, asked, config, verdicts
@@ -235,37 +236,21 @@ def test_a_reply_that_was_changed_on_storage_is_not_believed(server: JudgeServer
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "reason", "found"),
     [
-        ('{"pred": "yes", "score": 4}', Verdict(correct=True, score=4)),
-        ("{'pred': 'no', 'score': 0}", Verdict(correct=False, score=0)),
-        ("```json\n{'Pred': 'Yes.', 'score': '5'}\n```", Verdict(correct=True, score=5)),
-        ("{'pred': 'yes', 'score': 4.8}", Verdict(correct=True, score=4)),
-        ('{"score": 2, "pred": "NO"}', Verdict(correct=False, score=2)),
-        ("As in {'pred': 'no', 'score': 3}, so {'pred': 'yes', 'score': 5}", Verdict(correct=True, score=5)),
-        ("{'pred': 'yes', 'score': 5} {}", Verdict(correct=True, score=5)),
-        ("{'pred': 'yes', 'score': 6}", None),
-        ("{'pred': 'yes', 'score': -1}", None),
-        ("{'pred': 'yesterday', 'score': 1}", None),
-        ("{'pred': 'yes or no', 'score': 1, 'pred': 'no'}", None),
-        ("{'pred': 'yes', 'score': 1, 'score': 5}", None),
-        ("{'pred': 'yes'}", None),
-        ("{'score': 3}", None),
-        ("yes, 5", None),
-        ("", None),
+        ("{'pred': 'yes', 'score': 4}", "length", Verdict(correct=True, score=4)),
+        ("```json\n{'pred': 'yes', 'score': 4}\nbecause the two", "length", Verdict(correct=True, score=4)),
+        ("I would begin with {'pred': 'yes', 'score': 4}, but then", "length", None),
+        ("I would begin with {'pred': 'yes', 'score': 4}, but then", "stop", Verdict(correct=True, score=4)),
+        ([{"type": "thinking", "text": "{'pred': 'no', 'score': 0}"}, {"type": "text", "text": "{'pred': 'yes', 'score': 4}"}],
+         "stop", Verdict(correct=True, score=4)),
+        ([], "stop", None),
     ],
-)
-def test_a_verdict_is_read_or_there_is_none(text: str, found: Verdict | None) -> None:
-    """JSON or a Python dict, fenced or not; the last whole one; never half of one."""
-    assert verdict(text) == found
-
-
-def test_the_prompt_asks_for_what_is_read() -> None:
-    """The names in the prompt are those of the parser, and the example in it is no verdict."""
-    user = messages(CASES[0])[1]["content"]
-    assert '"pred"' in user
-    assert '"score"' in user
-    assert verdict(user) is None
+)  # fmt: skip
+def test_a_verdict_is_read_from_what_the_server_says_of_its_reply(text: Any, reason: str, found: Verdict | None) -> None:
+    """Where it ended at the limit of tokens, an object behind other words may be a draft. Only parts that are text are read."""
+    choice = {"message": {"content": text}, "finish_reason": reason}
+    assert verdict_of({"bodies": [json.dumps({"choices": [choice]})]}) == found
 
 
 @pytest.mark.parametrize(
