@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode.config import DecodeConfig, decord_reader
+from pipeline.decode import decord_reader
+from pipeline.decode.config import DecodeConfig
 from pipeline.decode.container import Limits
 from pipeline.decode.order import DisplayOrder, display_order, display_times
 from pipeline.decode.orientation import IDENTITY, display_matrix, upright

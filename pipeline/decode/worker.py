@@ -98,7 +98,7 @@ def _warm_up(with_decord: bool) -> None:
     """Load the native libraries before memory is limited, so that the limit counts videos only."""
     import numpy as np
 
-    from pipeline.decode.config import decord_reader, video_file  # noqa: F401
+    from pipeline.decode import decord_reader, video_file  # noqa: F401
     from pipeline.decode.transforms import fit_square
 
     if with_decord:

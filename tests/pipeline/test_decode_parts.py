@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.decode.config import DecodeConfig, reader, video_file
+from pipeline.decode import reader, video_file
+from pipeline.decode.config import DecodeConfig
 from pipeline.decode.scan import scan
 from pipeline.decode.stage import Decode
 from pipeline.decode.tempdirs import PREFIX

@@ -186,7 +186,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "revision": ({"revision": "abc"}, {}),
     "frames": ({}, {"frames": 4}),
     "policy": ({}, {"policy": "arange"}),
-    "decoder": ({}, {"decoder": "pyav"}),
+    "decoder": ({}, {"decoder": "decord"}),
 }
 
 
