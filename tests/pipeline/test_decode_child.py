@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,36 @@ def test_an_answer_of_another_size_is_not_believed() -> None:
         stage.child.side_px = 64
         assert stage(corpus(uri))["error_class"].to_pylist() == ["CRASHED"]
         assert stage(corpus(uri))["error_class"].to_pylist() == [None]
+
+
+FOREIGN_DECORD = """
+import os, signal, time
+class DECORDError(Exception): pass
+class logging:
+    QUIET = 0
+    set_level = staticmethod(lambda level: None)
+def cpu(number): return number
+def VideoReader(*given, **options): {fault}
+"""
+FAULTS = {"hangs": "time.sleep(3600)", "crashes": "os.kill(os.getpid(), signal.SIGSEGV)"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_video_on_which_decord_fails_is_read_by_pyav_in_a_second_try(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module of that name hangs or crashes inside the child, as the library does with the GIL held."""
+    (tmp_path / "decord.py").write_text(FOREIGN_DECORD.format(fault=FAULTS[fault]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Decode(DecodeConfig(decoder="decord", deadline_s=8), side_px=32) as stage:
+        row = stage(corpus(str(VIDEOS / "testsrc2.mp4"))).to_pylist()[0]
+        assert (row["error_class"], row["decoder"]) == (None, "pyav")
+        assert sum(stage.child.ended.values()) == 1
+
+
+def test_child_starts_without_the_libraries_of_models() -> None:
+    """Neither torch, nor Arrow, nor decord where it is not asked for: they would cost seconds at every start."""
+    loaded = "import sys; from pipeline.decode import worker; worker._warm_up(False); print(*sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pyarrow", "transformers", "decord", "fsspec"} & set(modules)
+    assert {"av", "PIL", "numpy"} <= set(modules)
