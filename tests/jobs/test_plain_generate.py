@@ -72,7 +72,8 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path],
     rows = [{"video_id": suffix, "question": question} for suffix in CODINGS for question in QUESTIONS]
     (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = folder / "out"
-    flags = ["--store", store, "--out", str(out), *common, "--dtype", "float32", "--max-new-tokens", str(NEW), "--dataset", "plain"]
+    flags = ["--store", store, "--out", str(out), *common, "--dtype", "float32", "--dataset", "plain"]
+    flags += ["--max-new-tokens", str(NEW)]
     ran = framefold("answer", str(folder / "q.jsonl"), *flags)
     assert ran.returncode == 0, ran.stderr
     lines = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
