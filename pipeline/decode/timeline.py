@@ -25,6 +25,8 @@ TOLERATED_S, TOLERATED_SHARE = 1.0, 0.05
 """How much shorter than its header says a file may be that is not cut short by its structure."""
 TOLERATED_FRAMES = 0.01
 """Share of frames that the header of an AVI file may count too many."""
+MOST_LOST = 200_000
+"""Lost frames that are counted in one place: a header may declare any number."""
 GAP_STEPS = 1.5
 """In a damaged file, frames are missing where a step between two times is that many times the usual one."""
 
@@ -179,7 +181,7 @@ def _with_lost_end(scanned: Scan, timeline: Timeline, depth: int) -> Timeline:
     """
     step_s = 1 / float(scanned.rate or DEFAULT_RATE)
     begin_s = (timeline.times_s[-1] if timeline.times_s else 0.0) + step_s
-    lost = lost_frames(scanned, begin_s, step_s)
+    lost = min(lost_frames(scanned, begin_s, step_s), MOST_LOST)
     if _loses_inside(scanned, lost):
         return replace(timeline, proven=[False] * len(timeline), reason=timeline.reason or _cut_short(scanned))
     if not lost:
@@ -202,7 +204,8 @@ def _with_gaps(timeline: Timeline, begin: int) -> Timeline:
     usual = median(steps) if steps else 0.0
     sources, places, times, proven = [], [], [], []
     for index, step in enumerate([0.0, *steps]):
-        missing = round(step / usual) - 1 if index >= begin and usual > 0 and step > GAP_STEPS * usual else 0
+        is_gap = index >= begin and usual > 0 and step > GAP_STEPS * usual
+        missing = min(round(step / usual) - 1, MOST_LOST) if is_gap else 0
         end_s = timeline.times_s[index]
         sources += [LOST] * missing + [timeline.sources[index]]
         places += [LOST] * missing + [LOST if timeline.places is None else timeline.places[index]]

@@ -1,6 +1,7 @@
 """Damaged files: a frame that is not the one asked for is counted, and by default the file is refused with the reason."""
 
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,17 @@ def test_part_before_the_damage_is_usable(tmp_path: Path) -> None:
     path = write(tmp_path / "v.mp4", 200, H264, mux_options=FASTSTART)
     expected = clip_of(path, (0.0, 2.0)).frames
     assert (clip_of(cut(path, 0.6), (0.0, 2.0)).frames == expected).all()
+
+
+def test_header_that_declares_ages_costs_no_memory(tmp_path: Path) -> None:
+    """Thirty years, in milliseconds; nothing limits it."""
+    path = write(tmp_path / "v.mkv", 60, H264)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x44\x89\x88") + 3
+    content[at : at + 8] = struct.pack(">d", 1e12)
+    path.write_bytes(content)
+    found = clip_of(path, max_substituted=8, max_duration_s=0, max_frames=0)
+    assert found.substituted == 7
 
 
 def test_limit_of_substitutes_is_exact(tmp_path: Path) -> None:
