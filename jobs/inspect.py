@@ -1,6 +1,7 @@
 """Show what the decoder sees in videos and what it does with them: `framefold inspect VIDEO...`."""
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from pipeline.decode.inspection import Inspection, Inspector
 from pipeline.errors import ConfigError
 from pipeline.filesystem import open_root, write_whole
 from pipeline.redaction import redact_all, secrets_of
+from pipeline.sources import local_path
 
 BOX_PX, LEAST_BOX_PX = 256, 32
 """Side of the square that a frame of the picture fits into."""
@@ -46,7 +48,7 @@ class InspectJob:
             raise ConfigError("inspect needs at least one video")
         if self.png is not None and not self.png.lower().endswith(".png"):
             raise ConfigError(f"--png must name a file that ends in .png, got {self.png}")
-        if self.png in self.videos:
+        if self.png is not None and _place(self.png) in map(_place, self.videos):
             raise ConfigError(f"--png {self.png} is one of the videos: name another file")
 
     @property
@@ -60,6 +62,12 @@ class InspectJob:
         if self.png is None:
             return 0
         return max(LEAST_BOX_PX, min(BOX_PX, int(BOX_PX * (FULL_SIZE_FRAMES / self.decode.frames) ** 0.5)))
+
+
+def _place(name: str) -> str:
+    """Return where a file lies: one place for all spellings of a local path."""
+    path = local_path(name)
+    return name if path is None else os.path.realpath(path)
 
 
 def run(job: InspectJob) -> Report:

@@ -1,4 +1,4 @@
-"""`framefold bench decode`: each method has its line, its frames are compared with ours, and a decoder that fails costs its file."""
+"""`framefold bench decode`: each method has its line and its frames beside ours; a decoder that fails costs its file."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from jobs.bench.decode import Result, mean, ratio_to
 from jobs.bench.decode_lane import Cost, Lane, MethodFailedError
 from jobs.bench.decode_methods import (
-    DECORD, EXACT, KEYFRAME, METHODS, PYAV_SEEK, PYAV_SEQUENTIAL, TORCHCODEC, differing, keyframe,
-)  # fmt: skip
+    DECORD,
+    EXACT,
+    KEYFRAME,
+    METHODS,
+    PYAV_SEEK,
+    PYAV_SEQUENTIAL,
+    TORCHCODEC,
+    differing,
+    keyframe,
+)
 from jobs.bench.decode_set import QUICK, SETS, Files, written
 from pipeline.decode.sampling import frame_indices
 from tests.command import ROOT, afresh, report
@@ -55,7 +63,8 @@ def test_quick_set_has_a_line_and_a_report_for_each_method(tmp_path: Path) -> No
 
 def test_wrong_frames_of_other_methods_are_counted_and_unreadable_files_are_named(tmp_path: Path) -> None:
     """decord misses frames of open GOPs, seeking by time those of H.264 in AVI; a text is no video for any method."""
-    open_gop = Coding(options={"preset": "veryfast", "g": "12", "crf": "14"}, private="open-gop=1:bframes=3:b-adapt=0:scenecut=0")
+    private = "open-gop=1:bframes=3:b-adapt=0:scenecut=0"
+    open_gop = Coding(options={"preset": "veryfast", "g": "12", "crf": "14"}, private=private)
     paths = [write(tmp_path / name, 90, open_gop) for name in ("a.mp4", "b.avi")]
     (tmp_path / "c.mp4").write_text("no video")
     ran = afresh("bench", "decode", *map(str, paths), str(tmp_path / "c.mp4"), "--repeat", "1")
@@ -123,6 +132,7 @@ def test_ratio_is_taken_over_the_files_that_both_methods_read() -> None:
     ours = Result(best={a: Cost(1.0, 1.0), b: Cost(2.0, 3.0), c: Cost(90.0, 90.0)})
     theirs = Result(best={a: Cost(2.0, 2.0), b: Cost(4.0, 4.0)})
     assert ratio_to(ours, theirs) == 0.5
+    assert ratio_to(theirs, ours) == 2.0
     assert ratio_to(ours, Result()) is None
     assert (mean(theirs, "cpu_s"), mean(theirs, "wall_s"), mean(Result(), "cpu_s")) == (3.0, 3.0, None)
 

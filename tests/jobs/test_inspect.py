@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.inspect_text import visible
-from jobs.launch import with_values
+from jobs.launch import parse, with_values
 from jobs.strip import FRAMES_PER_ROW, GAP_PX, LINE_PX, stacked, strip
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.description import quarter_turn
@@ -172,7 +173,7 @@ def test_turn_told_of_a_display_matrix_is_what_happens_to_the_pixels(turns: int,
     upright = np.rot90(pixels[:, ::-1] if is_mirrored else pixels, -turns)
     quarter = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)][turns]
     sign = -1 if is_mirrored else 1
-    matrix = tuple(int(round(v * 65536)) for v in (sign * quarter[0], sign * quarter[1], quarter[2], quarter[3]))
+    matrix = tuple(v * 65536 for v in (sign * quarter[0], sign * quarter[1], quarter[2], quarter[3]))
     assert np.array_equal(turned(pixels, matrix), upright)  # type: ignore[arg-type]
     assert quarter_turn(matrix) == (90 * turns, is_mirrored)
 
@@ -233,7 +234,8 @@ WRONG = {
     "no video": [],
     "no frames": ["x.mp4", "--frames", "0"],
     "an unknown policy": ["x.mp4", "--policy", "best"],
-    "a picture that would replace a video": ["x.mp4", "--png", "x.mp4"],
+    "a picture that is none by its name": ["gone.mp4", "--png", "x.mp4"],
+    "a picture that would replace a video": ["x.mp4", "v.png", "--png", "./v.png"],
     "options that are no JSON": ["x.mp4", "--storage-options", "{"],
     "a picture below a file": ["x.mp4", "--png", "FILE/strip.png"],
 }
@@ -241,14 +243,16 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_settings_exit_2_and_write_nothing(case: str, tmp_path: Path) -> None:
-    (tmp_path / "x.mp4").write_bytes((VIDEOS / "unordered.mov").read_bytes())
-    before = (tmp_path / "x.mp4").read_bytes()
+    before = (VIDEOS / "unordered.mov").read_bytes()
+    names = ["v.png", "x.mp4"]
+    for name in names:
+        (tmp_path / name).write_bytes(before)
     ran = framefold("inspect", *[word.replace("FILE", str(tmp_path / "x.mp4")) for word in WRONG[case]], cwd=tmp_path)
     assert ran.returncode == 2, ran.stdout
     assert [line for line in ran.stderr.splitlines() if line.startswith("framefold: ")]
     assert "Traceback" not in ran.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
-    assert (tmp_path / "x.mp4").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert all((tmp_path / name).read_bytes() == before for name in names)
 
 
 def test_policy_keyframe_shows_random_access_points_and_how_far_frames_moved(tmp_path: Path) -> None:
@@ -393,7 +397,7 @@ def test_large_frames_are_sent_small_and_never_enlarged() -> None:
 
 def test_decoding_that_takes_too_much_memory_costs_the_clip_and_not_the_command() -> None:
     """What the packets say is still told, and the next video is inspected."""
-    with Inspector(DecodeConfig(memory_mb=8), BOX_PX) as inspector:
+    with Inspector(DecodeConfig(memory_mb=16), BOX_PX) as inspector:
         found = inspector.inspect(str(VIDEOS / "testsrc2.mp4"))
         assert found.error_class in ("OUT_OF_MEMORY", "CRASHED")
         assert found.stream is not None
@@ -461,3 +465,26 @@ def test_facts_of_a_wrong_type_are_refused(told: tuple[dict[str, Any], dict[str,
 )
 def test_bare_flag_does_not_take_the_next_video_for_its_value(given_words: list[str], expected: list[str]) -> None:
     assert with_values(given_words, "--json") == expected
+
+
+def test_every_command_in_its_document_parses() -> None:
+    from jobs.bench.decode import DecodeBench
+    from jobs.inspect import InspectJob
+
+    text = (ROOT / "docs" / "inspect.md").read_text()
+    jobs = {"inspect ": InspectJob, "bench decode": DecodeBench}
+    commands = [line.removeprefix("    framefold ") for line in text.splitlines() if line.startswith("    framefold ")]
+    assert len(commands) >= 3
+    for command in commands:
+        name = next(name for name in jobs if command.startswith(name))
+        words = [word for word in shlex.split(command.removeprefix(name)) if word != "a.mp4" and word != "b.avi"]
+        assert parse(jobs[name], "framefold", words)
+
+
+def test_document_describes_every_line_that_is_printed() -> None:
+    """Labels of real output, of good and damaged files, are rows of its table."""
+    text = (ROOT / "docs" / "inspect.md").read_text()
+    ran = framefold("inspect", *[str(VIDEOS / name) for name in ("corrupted.mp4", "discard_first_keyframe.mp4", "gone.mp4")])
+    labels = {line[2:16].strip() for line in ran.stdout.splitlines() if line.startswith("  ")} - {""}
+    assert len(labels) > 10
+    assert all(f"`{label}`" in text for label in labels), labels
