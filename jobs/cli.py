@@ -11,12 +11,13 @@ COMMANDS = {
     "caption": "encode what is new, caption what has no caption yet: made for a nightly schedule",
     "chat": "talk about one video of a token store",
     "evaluate": "score predictions against a data set",
+    "inspect": "show what the decoder sees in a video and what it does with it",
     "store": "look into a token store and care for it: ls, stats, show, verify, repair, compact, gc, retry, export",
     "calibrate": "find thresholds of similarity for a corpus and a tower",
     "reducers": "list the reducers with their parameters",
     "shapes": "write a corpus of moving shapes: MP4 files with questions and answers",
     "train": "train the bundled model from nothing",
-    "bench": "measure this machine: store, answer, encode, steps, efficiency, reducers, tome",
+    "bench": "measure this machine: store, answer, encode, decode, steps, efficiency, reducers, tome",
     "demo": "the whole pipeline on generated videos, with the bundled model",
 }
 

@@ -92,6 +92,15 @@ def parse(job: type[J], prog: str, args: Sequence[str]) -> J:
         raise ConfigError(_unframed(said.getvalue()) or f"wrong arguments, see {prog} --help") from error
 
 
+def with_values(args: Sequence[str] | None, *flags: str) -> list[str]:
+    """Return the arguments of a command line with the value True behind flags without one: a positional is none."""
+    given = list(sys.argv[1:] if args is None else args)
+    return [
+        f"{word}=True" if word in flags and after not in ("True", "False") else word
+        for word, after in zip(given, [*given[1:], ""], strict=False)
+    ]
+
+
 def _unframed(box: str) -> str:
     """Return what stands in a box of tyro's, on one line, without its title, its frame and where to look for help."""
     lines = [FRAME.sub("", line).strip() for line in box.splitlines()]

@@ -14,7 +14,7 @@ LAYERS = {"reducers": {"reducers"}, "pipeline": {"reducers", "pipeline"}, "jobs"
 HOMES = {
     "ray": ("jobs/",),
     "tyro": ("jobs/",),
-    "decord": ("pipeline/decode/decord_reader.py",),
+    "decord": ("pipeline/decode/decord_reader.py", "jobs/bench/"),
     "transformers": (
         "pipeline/vision.py",
         "pipeline/joint.py",

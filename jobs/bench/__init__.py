@@ -8,6 +8,7 @@ BENCHES = {
     "store": "the token store beside raw pyarrow: write, read, look-up, open, nothing to do",
     "answer": "answers per second from a store, beside the loop of the transformers documentation",
     "encode": "clips per second of the whole encode job, beside the tower alone",
+    "decode": "CPU seconds per clip, beside raw decord, PyAV and torchcodec, and whether their frames are the same",
     "steps": "a step of generation: kernel by kernel, in fixed shapes, compiled",
     "efficiency": "FLOPs, prefill time and memory by number of visual tokens, by the roofline and measured",
     "reducers": "each reducer beside the tower and beside a naive loop of the same method",

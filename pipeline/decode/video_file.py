@@ -111,13 +111,18 @@ class VideoFile:
             VideoError: CORRUPT where more than `max_substituted` frames cannot be proven; TOO_LARGE, OUT_OF_MEMORY,
                 UNSUPPORTED_CODEC, NO_VIDEO_STREAM.
         """
-        clip = self._clip(span)
+        clip = self.unchecked_clip(span)
+        self.check(clip)
+        return clip
+
+    def check(self, clip: Clip) -> None:
+        """Raise VideoError CORRUPT where more than `max_substituted` frames of a clip cannot be proven."""
         if clip.substituted > self.config.max_substituted:
             told = f"{clip.substituted} of {self.config.frames} frames are lost or cannot be proven right"
             raise VideoError("CORRUPT", f"{told}: {clip.reason}")
-        return clip
 
-    def _clip(self, span: Span | None) -> Clip:
+    def unchecked_clip(self, span: Span | None) -> Clip:
+        """Return the same as `clip` however many frames cannot be proven. Raises VideoError for everything else."""
         order, timeline = self.order, self.planned
         if isinstance(order, str) or timeline is None:
             return self._in_order(span, f"{order}: everything was decoded")
@@ -142,7 +147,7 @@ class VideoFile:
         return Sample(asked=asked, shown=snapped(asked, sorted(p for p in places if p is not None and first <= p < last)))
 
     def _by_plan(self, order: DisplayOrder, timeline: Timeline, sample: Sample) -> Clip:
-        sources = {index: timeline.sources[index] for index in _available(timeline, sample.shown)}
+        sources = {index: timeline.sources[index] for index in available(timeline, sample.shown)}
         runs = runs_for(order, self.scan.packets, sources.values())
         frames = read_runs(self.scan, order, runs, self.limits)
         return _clip(timeline, sample, {index: frames[source] for index, source in sources.items()}, timeline.reason)
@@ -168,7 +173,7 @@ class VideoFile:
         if all(place == LOST for place in timeline.places or ()):
             raise VideoError("CORRUPT", f"none of {len(self.scan.packets)} packets could be decoded")
         sample = self.sample(timeline, span)
-        places = {index: timeline.places[index] for index in _available(timeline, sample.shown) if timeline.places}
+        places = {index: timeline.places[index] for index in available(timeline, sample.shown) if timeline.places}
         frames |= self._taken(set(places.values()) - frames.keys())
         return _clip(timeline, sample, {index: frames[place] for index, place in places.items()}, timeline.reason or why)
 
@@ -191,7 +196,7 @@ class VideoFile:
         return frames
 
 
-def _available(timeline: Timeline, indices: Iterable[int]) -> set[int]:
+def available(timeline: Timeline, indices: Iterable[int]) -> set[int]:
     """Return the frames that stand for some: themselves, or where nothing came out, the nearest before, else after."""
     return {found for index in indices if (found := _nearest(timeline, index)) is not None}
 

@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,6 +59,8 @@ def _answer(answers: BinaryIO, request: dict[str, Any], file: Any, side_px: int)
     try:
         if request["measure"]:
             return _say(answers, {"duration_s": file.duration_s})
+        if request["inspect"]:
+            return _tell(answers, request, file, side_px)
         clip = file.clip(request["span"])
         frames = fit_square(clip.frames, side_px)
     except VideoError as error:
@@ -83,6 +85,17 @@ def _answer(answers: BinaryIO, request: dict[str, Any], file: Any, side_px: int)
     answers.write(frames.tobytes())
     answers.flush()
     return None
+
+
+def _tell(answers: BinaryIO, request: dict[str, Any], file: Any, box_px: int) -> None:
+    """Say what is known of a video, with small pictures of its frames. Any: a `VideoFile`, whose module is imported late."""
+    from pipeline.decode.description import describe
+
+    facts, frames = describe(file, request["inspect"], request["span"], box_px)
+    told = json.dumps(asdict(facts)).encode()
+    _say(answers, {"facts_bytes": len(told), "thumbnails": frames.shape[:3]})
+    answers.write(told + frames.tobytes())
+    answers.flush()
 
 
 def _private_stdout() -> BinaryIO:

@@ -5,6 +5,7 @@ line of JSON and answers with a line of JSON followed by the clip's bytes; see `
 """
 
 import json
+import math
 import os
 import select
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.decode.config import DecodeConfig
+from pipeline.decode.facts import Part
 from pipeline.decode.sampling import Span
 from pipeline.errors import PipelineError, VideoError
 
@@ -33,6 +35,8 @@ OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 service managers signal the whole process group."""
 REPLY_BYTES = 1 << 18
 """More than the times of the longest clip take."""
+FACTS_BYTES = 4 << 20
+"""More than the facts about the longest clip take."""
 ANSWER = {"timestamps_s": list, "decoder": str, "substituted_frames": int, "displaced_s": float}
 """Columns that a child answers beside the frames."""
 TOLD = {"PATH", "HOME", "TMPDIR", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "VIRTUAL_ENV"}
@@ -66,8 +70,19 @@ class DecodeChild:
         """
         return self._patiently(path, demuxer, span, measure=False)
 
-    def _patiently(self, path: Path, demuxer: str, span: Span | None, *, measure: bool) -> dict[str, Any]:
+    def inspect(self, path: Path, demuxer: str, span: Span | None, part: Part) -> dict[str, Any]:
+        """Return what a child tells of a video, as JSON in `facts`, and `thumbnails` with their shape (F, H, W).
+
+        `stream`: what its packets say. `clip`: what decoding gave, and its frames within a box of `side_px`, none where that
+        is 0. Raises VideoError as `read` does.
+        """
+        return self._patiently(path, demuxer, span, measure=False, inspect=part)
+
+    def _patiently(
+        self, path: Path, demuxer: str, span: Span | None, *, measure: bool, inspect: str = ""
+    ) -> dict[str, Any]:
         request = {"path": str(path), "demuxer": demuxer, "span": span, "measure": measure, "decoder": self.config.decoder}
+        request["inspect"] = inspect
         for _ in range(TRIES - 1):
             try:
                 return self._read(request)
@@ -91,6 +106,8 @@ class DecodeChild:
                 raise self._end(error) if reply.get("worn") else error
             if request["measure"]:
                 return {"duration_s": float(reply["duration_s"])}
+            if request["inspect"]:
+                return self._facts(reply, deadline)
             frames = self._bytes(self._clip_bytes(reply), deadline)
         except TimeoutError as error:
             raise self._end(VideoError("TIMEOUT", f"not decoded within {self.config.deadline_s:g} s")) from error
@@ -197,6 +214,19 @@ class DecodeChild:
         if not kinds or reply["bytes"] != count or [type(time) for time in times] != [float] * self.config.frames:
             raise ValueError(f"expected {count} bytes and {self.config.frames} times")
         return count
+
+    def _facts(self, reply: dict[str, Any], deadline: float) -> dict[str, Any]:
+        """Return what follows the reply to an inspection. Raises ValueError: what read a hostile file is not trusted."""
+        count, shape = reply["facts_bytes"], tuple(reply["thumbnails"])
+        whole = len(shape) == 3 and all(type(number) is int for number in (count, *shape))
+        if not whole or not 0 < count <= FACTS_BYTES or not self._is_thumbnails(shape):
+            raise ValueError("expected facts, and thumbnails within their box")
+        facts = self._bytes(count, deadline)
+        return {"facts": facts, "shape": shape, "thumbnails": self._bytes(math.prod(shape) * 3, deadline)}
+
+    def _is_thumbnails(self, shape: tuple[int, ...]) -> bool:
+        within = shape[0] == self.config.frames and all(0 < side <= self.side_px for side in shape[1:])
+        return within or shape == (0, 0, 0)
 
     def _bytes(self, count: int, deadline: float) -> bytes:
         parts = bytearray()
