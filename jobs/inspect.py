@@ -16,8 +16,8 @@ from pipeline.decode.config import DecodeConfig
 from pipeline.decode.inspection import Inspection, Inspector
 from pipeline.errors import ConfigError
 from pipeline.filesystem import open_root, write_whole
+from pipeline.names import local_path
 from pipeline.redaction import redact_all, secrets_of
-from pipeline.sources import local_path
 
 BOX_PX, LEAST_BOX_PX = 256, 32
 """Side of the square that a frame of the picture fits into."""

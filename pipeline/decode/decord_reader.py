@@ -45,6 +45,8 @@ def refusal(scanned: Scan, order: DisplayOrder, *, is_turned: bool) -> str:
 def _seeks_are_right(scanned: Scan, order: DisplayOrder) -> bool:
     """Tell whether each keyframe of the container is a true random-access point before which nothing behind it is shown."""
     starts, highest = set(order.starts), -1
+    if len(order.ranks) != len(scanned.packets):
+        return False
     for number, packet in enumerate(scanned.packets):
         if packet.key:
             if number not in starts or order.ranks[number] != number:

@@ -17,9 +17,10 @@ from pipeline.decode.sampling import Span
 from pipeline.decode.tempdirs import scratch, sweep
 from pipeline.decode.worker_client import DecodeChild
 from pipeline.errors import ConfigError, VideoError
+from pipeline.names import local_path
 from pipeline.reach import check_reachable
 from pipeline.segments import escaped, file_of
-from pipeline.sources import Fetched, fetch, local_path
+from pipeline.sources import Fetched, fetch
 
 F = TypeVar("F", StreamFacts, ClipFacts)
 SEGMENT = re.compile(r"(?P<name>.+)#t=(?P<start>\d+(?:\.\d+)?),(?P<end>\d+(?:\.\d+)?)", re.DOTALL)

@@ -13,6 +13,10 @@ from pipeline.decode.container import ErrorLog, Limits, bad, opened, said
 from pipeline.decode.order import DisplayOrder
 from pipeline.decode.plan import Run
 from pipeline.decode.scan import Scan, packets_again
+from pipeline.errors import VideoError
+
+REFUSED_MEMORY = ("get_buffer() failed", "Cannot allocate memory")
+"""What FFmpeg logs where memory is refused and it goes on without a frame."""
 
 
 class UnprovenError(Exception):
@@ -48,6 +52,8 @@ class _Decoder:
         packet.opaque = [number]  # a new object each time: PyAV tells them apart by identity
         frames = list(self.context.decode(packet))
         self.complaint = self.log.news()
+        if any(words in self.complaint for words in REFUSED_MEMORY):
+            raise VideoError("OUT_OF_MEMORY", self.complaint)
         return frames
 
     def drain(self) -> list[Any]:

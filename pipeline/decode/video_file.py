@@ -95,7 +95,10 @@ class VideoFile:
         if isinstance(self.order, str):
             return self.order
         runs = runs_for(self.order, self.scan.packets, self.order.shown[:1])
-        (frame,) = read_runs(self.scan, self.order, runs, self.limits).values()
+        try:
+            (frame,) = read_runs(self.scan, self.order, runs, self.limits).values()
+        except UnprovenError as error:
+            return str(error)
         return decord_reader.refusal(self.scan, self.order, is_turned=display_matrix(frame) != IDENTITY)
 
     @property

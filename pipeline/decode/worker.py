@@ -14,6 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+SPARE_BYTES = 32 << 20
+"""What must still be free for a file to be called damaged."""
 GRACE_S = 10.0
 """How much later than the parent's deadline the kernel ends the child: only a child without a parent lives to see it."""
 
@@ -64,12 +66,13 @@ def _answer(answers: BinaryIO, request: dict[str, Any], file: Any, side_px: int)
         clip = file.clip(request["span"])
         frames = fit_square(clip.frames, side_px)
     except VideoError as error:
+        if error.code == "CORRUPT" and _memory_is_short():
+            return _say_out_of_memory(answers, file)
         return _say(answers, {"error_class": error.code, "error": error.detail})
     except (MemoryError, BlockingIOError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        said = f"more than {file.config.memory_mb} MB were needed"  # native libraries seldom survive that whole
-        return _say(answers, {"error_class": "OUT_OF_MEMORY", "error": said, "worn": True})
+        return _say_out_of_memory(answers, file)
     except (FFmpegError, OSError, ValueError, ArithmeticError, LookupError) as error:  # numbers of a file led astray
         return _say(answers, {"error_class": "CORRUPT", "error": f"{type(error).__name__}: {error}"[:200]})
     _say(
@@ -96,6 +99,20 @@ def _tell(answers: BinaryIO, request: dict[str, Any], file: Any, box_px: int) ->
     _say(answers, {"facts_bytes": len(told), "thumbnails": frames.shape[:3]})
     answers.write(told + frames.tobytes())
     answers.flush()
+
+
+def _say_out_of_memory(answers: BinaryIO, file: Any) -> None:
+    """Say so, and that this process is worn: native libraries seldom survive that whole. Any: see `_answer`."""
+    said = f"more than {file.config.memory_mb} MB were needed"
+    _say(answers, {"error_class": "OUT_OF_MEMORY", "error": said, "worn": True})
+
+
+def _memory_is_short() -> bool:
+    """Tell whether little memory is left: FFmpeg calls some refused allocations invalid data."""
+    try:
+        return len(bytearray(SPARE_BYTES)) < SPARE_BYTES
+    except MemoryError:
+        return True
 
 
 def _private_stdout() -> BinaryIO:

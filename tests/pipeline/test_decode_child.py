@@ -38,7 +38,7 @@ def test_a_child_that_dies_costs_one_video(stage: Decode) -> None:
 
 def test_memory_is_limited() -> None:
     """A clip that needs more than its share is refused, not the machine exhausted."""
-    with Decode(DecodeConfig(memory_mb=1), side_px=32) as stage:
+    with Decode(DecodeConfig(memory_mb=8), side_px=32) as stage:
         row = stage(corpus(str(VIDEOS / "testsrc2.mp4"))).to_pylist()[0]
     assert row["error_class"] in ("OUT_OF_MEMORY", "CRASHED")
 
