@@ -1,5 +1,6 @@
 """The rules of decoding, one test for each row of the tables in docs/decoding.md."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from pipeline.decode.decord_reader import refusal
 from pipeline.decode.order import DisplayOrder
 from pipeline.decode.plan import runs_for
 from pipeline.decode.sampling import frame_indices, snapped
@@ -15,7 +17,7 @@ from pipeline.decode.video_file import VideoFile
 from tests.frames.checking import clip_of, opened
 from tests.frames.numbered import numbers_of
 from tests.frames.test_kinds import B_FRAMES, HEVC, MPEG2, MPEG4, OPEN
-from tests.frames.writing import Coding, sequential, write
+from tests.frames.writing import Coding, remux, sequential, write
 
 CLOSED = Coding(options={"g": "24", "bf": "2", "crf": "14"})
 REFRESH = Coding(private="intra-refresh=1:keyint=24:bframes=0")
@@ -49,6 +51,38 @@ def test_decord_is_refused_where_its_frames_are_not_provably_right(reason: str, 
     file = opened(DECORD_REFUSES[reason](tmp_path), decoder="decord")
     assert file.decord_refusal.startswith(reason)
     assert file.clip().decoder == "pyav"
+
+
+def trimmed(folder: Path) -> Path:
+    """An edit list hides the first frames."""
+
+    def change(_: int, packet: Any) -> bool:
+        packet.pts, packet.dts = packet.pts - 3 * 512, packet.dts - 3 * 512
+        return True
+
+    source = write(folder / "source.mp4", 60, CLOSED)
+    return remux(source, folder / "trimmed.mp4", mux_options={"avoid_negative_ts": "disabled"}, change=change)
+
+
+def test_decord_is_refused_for_packets_that_an_edit_list_hides(tmp_path: Path) -> None:
+    file = opened(trimmed(tmp_path), decoder="decord")
+    assert file.decord_refusal == "packets that show no frame"
+    assert numbers_of(file.clip().frames) == [index + 3 for index in frame_indices(57, 8)]
+
+
+@pytest.mark.parametrize("time", [None, 0])
+def test_decord_is_refused_for_times_that_are_missing_or_used_twice(time: int | None, tmp_path: Path) -> None:
+    file = opened(write(tmp_path / "v.mp4", 60, CLOSED))
+    assert isinstance(file.order, DisplayOrder)
+    assert refusal(file.scan, file.order, is_turned=False) == ""
+    packets = (*file.scan.packets[:-1], replace(file.scan.packets[-1], pts=time))
+    assert refusal(replace(file.scan, packets=packets), file.order, is_turned=False) == "times that are missing or used twice"
+
+
+def test_decord_is_refused_for_several_video_streams(tmp_path: Path) -> None:
+    file = opened(write(tmp_path / "v.mp4", 60, CLOSED))
+    assert isinstance(file.order, DisplayOrder)
+    assert refusal(replace(file.scan, streams=2), file.order, is_turned=False) == "2 video streams"
 
 
 @pytest.mark.parametrize(
