@@ -4,10 +4,10 @@ The order is that of the bitstream. Times of the container are labels that are p
 number packets in decode order, program streams time one packet in ten, joined files use the same times twice.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from pipeline.decode.bitstream.picture import Picture
 from pipeline.decode.scan import Packet, Scan
@@ -121,7 +121,7 @@ def display_times(scanned: Scan, pts: Sequence[int | None]) -> list[float]:
     tick_s, step_s = float(scanned.tick_s), 1 / float(scanned.rate or DEFAULT_RATE)
     known = [time for time in pts if time is not None]
     if tick_s and len(known) == len(pts):
-        falls = sum(after <= before for before, after in itertools.pairwise(known))
+        falls = sum(after <= before for before, after in pairwise(known))
         if falls == 0:
             return [(time - known[0]) * tick_s for time in known]
         if len(set(known)) == len(known) and falls * 20 > len(known):
@@ -134,19 +134,19 @@ def display_times(scanned: Scan, pts: Sequence[int | None]) -> list[float]:
 def _continued(times_s: Sequence[float], step_s: float) -> list[float]:
     """Return times in which a part that starts again follows the one before."""
     shown = [0.0]
-    for before, after in itertools.pairwise(times_s):
+    for before, after in pairwise(times_s):
         shown.append(shown[-1] + (after - before if after > before else step_s))
     return shown
 
 
 def _between(times_s: Sequence[float | None], step_s: float) -> list[float]:
-    """Return times at the frame rate, held to the known ones where these rise no slower than one frame at a time."""
+    """Return times at the frame rate, held to the known ones where these are most of all or fit the rate."""
     anchors = [(place, time) for place, time in enumerate(times_s) if time is not None]
-    fits = len(anchors) > 1 and all(
-        0.5 * step_s * (b - a) <= later - earlier <= 2 * step_s * (b - a)
-        for (a, earlier), (b, later) in itertools.pairwise(anchors)
+    rises = len(anchors) > 1 and all(earlier < later for (_, earlier), (_, later) in pairwise(anchors))
+    fits = 2 * len(anchors) > len(times_s) or all(
+        0.5 * step_s * (b - a) <= later - earlier <= 2 * step_s * (b - a) for (a, earlier), (b, later) in pairwise(anchors)
     )
-    if not fits:
+    if not (rises and fits):
         return [place * step_s for place in range(len(times_s))]
     return _interpolated(anchors, len(times_s), step_s)
 

@@ -224,7 +224,8 @@ def _loses_inside(scanned: Scan, lost_at_end: int) -> bool:
         counted = 1 + max((packet.dts or 0 for packet in packets), default=0)
         is_cut_inside = bool(scanned.missing_bytes) and not packets[-1].corrupt
         return is_cut_inside or (not scanned.missing_bytes and counted < scanned.declared_frames * (1 - TOLERATED_FRAMES))
-    return bool(scanned.missing_bytes) and not lost_at_end
+    is_measured = scanned.demuxer in ("mov", "matroska") and scanned.declared_s > 0  # what is cut off may hold no frame
+    return bool(scanned.missing_bytes) and not lost_at_end and not is_measured
 
 
 def _discards(scanned: Scan) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.decode.sampling import frame_indices
 from pipeline.errors import VideoError
-from tests.frames.checking import clip_of
+from tests.frames.checking import clip_of, opened
 from tests.frames.damage import damaged, unnoticed
 from tests.frames.numbered import numbers_of
 from tests.frames.writing import Coding, remux, write
@@ -103,6 +103,17 @@ def test_header_that_declares_ages_costs_no_memory(tmp_path: Path) -> None:
     path.write_bytes(content)
     found = clip_of(path, max_substituted=8, max_duration_s=0, max_frames=0)
     assert found.substituted == 7
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
+def test_file_whose_cut_end_holds_no_frame_is_whole(name: str, tmp_path: Path) -> None:
+    """Tags or an index behind the last frame are lost; every frame is there."""
+    path = write(tmp_path / name, 60, H264, mux_options=LENGTHS[name])
+    content = path.read_bytes()
+    expected = clip_of(path).frames
+    path.write_bytes(content + b"\x00\x00\x10\x00free" if name == "v.mp4" else content[:-8])
+    assert opened(path).scan.missing_bytes > 0
+    assert (clip_of(path).frames == expected).all()
 
 
 def test_limit_of_substitutes_is_exact(tmp_path: Path) -> None:
