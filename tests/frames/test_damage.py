@@ -99,3 +99,11 @@ def test_limit_of_substitutes_is_exact(tmp_path: Path) -> None:
     assert clip_of(path, max_substituted=count).substituted == count
     with pytest.raises(VideoError):
         clip_of(path, max_substituted=count - 1)
+
+
+def test_file_cut_short_in_which_nothing_can_be_decoded_is_corrupt_and_says_so(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.mp4", 60, H264)
+    path = remux(source, tmp_path / "v.mkv", change=lambda number, _: 5 <= number < 25)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(VideoError, match="could be decoded"):
+        clip_of(path)
