@@ -107,3 +107,16 @@ def test_file_cut_short_in_which_nothing_can_be_decoded_is_corrupt_and_says_so(t
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(VideoError, match="could be decoded"):
         clip_of(path)
+
+
+@pytest.mark.parametrize("name", ["v.avi", "v.mp4", "v.mkv"])
+@pytest.mark.parametrize("lost", [4, 7, 10, 13])
+def test_lost_p_vop_is_noticed_by_the_times_of_the_b_vops_behind_it(lost: int, name: str, tmp_path: Path) -> None:
+    """They are not between their references any more, and FFmpeg drops some of them."""
+    source = write(tmp_path / "source.mp4", 160, MPEG4)
+    intact = clip_of(source)
+    path = remux(source, tmp_path / name, change=lambda number, _: number != lost)
+    with pytest.raises(VideoError, match="a reference picture before it is missing"):
+        clip_of(path, frames=159)
+    if name != "v.mp4":  # whose sample table numbers what is left
+        assert unnoticed(intact, clip_of(path, max_substituted=8)) == 0

@@ -269,3 +269,16 @@ def test_matroska_file_that_begins_late_is_as_long_as_its_frames(tmp_path: Path)
     path = write(tmp_path / "v.mkv", 60, B_FRAMES, muxer="matroska", times=lambda index: index + 25 * 400_000)
     assert verdict(path, list(range(60))).is_right
     assert clip_of(path).timestamps_s[-1] == pytest.approx(59 / 25, abs=0.002)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interlaced_mpeg4_with_b_pictures_shows_the_pixels_of_decoding_in_order(seed: int, tmp_path: Path) -> None:
+    """FFmpeg scales the vectors of their fields by the first B picture that it meets."""
+    options = {"g": "30", "bf": "2", "flags": "+ildct+ilme", "qmin": "2", "qmax": "3"}
+    path = write(tmp_path / "v.avi", 130, Coding(encoder="mpeg4", options=options, seed=seed))
+    truth = sequential(path)
+    for frames in (2, 5, 8, 13, 21, 34, 55):
+        clip = clip_of(path, frames=frames)
+        expected = np.stack([truth[index] for index in frame_indices(len(truth), frames)])
+        assert (clip.frames == expected).all()
+    assert "interlaced" in clip.reason
