@@ -41,6 +41,7 @@ MAGIC = (
     (0, b"\x06\x0e\x2b\x34", "mxf"),
     (0, b"nut/multimedia", "nut"),
     (0, b"\x12\x00\x0a", "obu"),
+    (0, b"\x1f\x07\x00", "dv"),
 )
 AUDIO = ((0, b"ID3"), (0, b"fLaC"), (8, b"WAVE"), (0, b"FORM"), (0, b"\xff\xfb"), (0, b"\xff\xf1"), (0, b".snd"))
 PLAYLISTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"<mpd", b"<smoothstreaming", b"<asx", b"<smil", b"v=0", b"[reference]")

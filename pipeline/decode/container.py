@@ -24,6 +24,8 @@ HEADER_BYTES = 1 << 20
 """How far into a file its declared size is looked for."""
 OUT_OF_MEMORY = (errno.ENOMEM, errno.EAGAIN)
 """FFmpeg's scaler says EAGAIN where memory for the stack of a thread is refused."""
+FROM_ZERO = frozenset({"matroska", "flv"})
+"""Formats that count their duration from time zero, which may be long before their first packet."""
 STILLS = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails | av.stream.Disposition.still_image
 """Dispositions of streams that hold pictures about a video, and not the video."""
 
@@ -43,8 +45,9 @@ class Limits:
         """Check what the demuxer tells of a stream. Any: PyAV's types are compiled."""
         self.check_pixels((stream.codec_context.width, stream.codec_context.height))
         self.check_frames(stream.frames)
-        for length_s in (_seconds(container.duration, av.time_base), _seconds(stream.duration, stream.time_base)):
-            self.check_duration(length_s)
+        begin_s = _seconds(container.start_time, av.time_base) if FROM_ZERO & set(container.format.name.split(",")) else 0.0
+        self.check_duration(_seconds(container.duration, av.time_base) - max(begin_s, 0.0))
+        self.check_duration(_seconds(stream.duration, stream.time_base))
 
     def check_pixels(self, size: tuple[int, int] | None) -> None:
         """Check width and height of a frame."""

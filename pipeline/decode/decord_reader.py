@@ -4,6 +4,7 @@ decord seeks to what the container calls a keyframe and counts packets from ther
 of these is a true random-access point with nothing shown before it, and where packets, times and frames correspond one to one.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -28,18 +29,23 @@ def refusal(scanned: Scan, order: DisplayOrder, *, is_turned: bool) -> str:
 
     `is_turned`: its frames carry a display matrix other than the identity.
     """
-    times = [packet.pts for packet in scanned.packets]
+    times = [scanned.packets[number].pts for number in order.shown]
     checks = (
         (scanned.demuxer not in DEMUXERS, f"the container {scanned.demuxer}"),
         (scanned.codec not in CODECS, f"the codec {scanned.codec}"),
         (scanned.pixel_format not in PIXEL_FORMATS, f"the pixel format {scanned.pixel_format}"),
         (scanned.streams != 1, f"{scanned.streams} video streams"),
         (len(order.shown) != len(scanned.packets), "packets that show no frame"),
-        (None in times or len(set(times)) != len(times), "times that are missing or used twice"),
+        (not _rise(times), "times that are missing, used twice, or not in display order"),
         (not _seeks_are_right(scanned, order), "keyframes of the container at which decoding cannot begin"),
         (is_turned, "a display matrix"),
     )
     return next((reason for is_wrong, reason in checks if is_wrong), "")
+
+
+def _rise(times: Sequence[int | None]) -> bool:
+    """Tell whether times are all known and rise."""
+    return all(a is not None and b is not None and a < b for a, b in itertools.pairwise(times)) and None not in times
 
 
 def _seeks_are_right(scanned: Scan, order: DisplayOrder) -> bool:
@@ -64,15 +70,17 @@ def load() -> None:
     decord.logging.set_level(decord.logging.QUIET)
 
 
-def read_frames(scanned: Scan, total: int, indices: Sequence[int]) -> dict[int, Pixels]:
+def read_frames(scanned: Scan, order: DisplayOrder, indices: Sequence[int]) -> dict[int, Pixels]:
     """Return the pixels of some frames by index. Raises DecordFailedError."""
     import decord
 
     load()
     try:
         reader: Any = decord.VideoReader(str(scanned.path), ctx=decord.cpu(0), num_threads=1)
-        if len(reader) != total:
-            raise DecordFailedError(f"decord counts {len(reader)} frames, the packets show {total}")
+        if len(reader) != len(order.shown):
+            raise DecordFailedError(f"decord counts {len(reader)} frames, the packets show {len(order.shown)}")
+        if not set(reader.get_key_indices()) <= set(order.starts):  # its FFmpeg is older, and flags other packets
+            raise DecordFailedError("decord seeks to packets at which decoding cannot begin")
         frames = reader.get_batch(list(indices)).asnumpy()
     except (decord.DECORDError, RuntimeError, IndexError) as error:
         raise DecordFailedError(str(error).strip().splitlines()[0][:200] if str(error).strip() else "decord failed") from error

@@ -72,7 +72,7 @@ class Scan:
     declared_s: float
     """How long the stream is by the header, in seconds; 0 where that is not told."""
     covered_s: float
-    """Time from the first to the last packet, of the video or an audio stream, whichever lasts longer."""
+    """Time from the first packet of the video to the end of whichever stream ends last: sound and subtitles may go on."""
     missing_bytes: int
     """How much shorter the file is than its own header says."""
     kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
@@ -141,8 +141,8 @@ class _Reader:
         self.kept_bytes = 0
         self.ended = ""
         self.began = False
-        self.audio: dict[int, list[float]] = {}
-        """First and last time of each audio stream."""
+        self.others_end_s = 0.0
+        """When the last packet of another stream ends: sound, subtitles."""
 
     def read(self) -> None:
         """Take all packets. Raises VideoError."""
@@ -150,7 +150,7 @@ class _Reader:
         log = ErrorLog()
         for packet in packets_of(self.container, None, errors):
             if packet.stream_index != self.stream.index:
-                self._note_audio(packet)
+                self._note_end(packet)
                 continue
             self.packets.append(self._packet(packet, log.news()))
             self.limits.check_frames(len(self.packets))
@@ -160,13 +160,13 @@ class _Reader:
 
     @property
     def covered_s(self) -> float:
-        """Return how long the longest of the video and the audio streams is, by its packets."""
-        return max([_covered_s(self.packets, self.stream), *(last - first for first, last in self.audio.values())])
+        """Return how long the streams are by their packets, from the first of the video to the last of all to end."""
+        begin_s, end_s = _first_and_last_s(self.packets, self.stream)
+        return max(end_s, self.others_end_s) - begin_s
 
-    def _note_audio(self, packet: Any) -> None:
-        if packet.stream.type == "audio" and packet.pts is not None and packet.time_base:
-            time_s = float(packet.pts * packet.time_base)
-            self.audio.setdefault(packet.stream_index, [time_s, time_s])[1] = time_s
+    def _note_end(self, packet: Any) -> None:
+        if packet.pts is not None and packet.time_base:
+            self.others_end_s = max(self.others_end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
 
     def _packet(self, packet: Any, loss: str) -> Packet:
         picture, damage = None, ""
@@ -227,7 +227,9 @@ def _declared_s(container: Any, stream: Any) -> float:
     return container.duration / av.time_base - start_s if container.duration else 0.0
 
 
-def _covered_s(packets: list[Packet], stream: Any) -> float:
+def _first_and_last_s(packets: list[Packet], stream: Any) -> tuple[float, float]:
     times = [packet.pts if packet.pts is not None else packet.dts for packet in packets]
     known = [time for time in times if time is not None]
-    return float((max(known) - min(known)) * stream.time_base) if known and stream.time_base else 0.0
+    if not known or not stream.time_base:
+        return 0.0, 0.0
+    return float(min(known) * stream.time_base), float(max(known) * stream.time_base)

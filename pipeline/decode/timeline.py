@@ -186,7 +186,8 @@ def _with_lost_end(scanned: Scan, timeline: Timeline, depth: int) -> Timeline:
         return replace(timeline, proven=[False] * len(timeline), reason=timeline.reason or _cut_short(scanned))
     if not lost:
         return timeline
-    timeline = _with_gaps(timeline, len(timeline) - DEEPEST_REORDERING) if scanned.demuxer != "avi" else timeline
+    if len(timeline) and scanned.demuxer != "avi":
+        timeline = _with_gaps(timeline, len(timeline) - DEEPEST_REORDERING)
     sure = max(0, len(timeline) - DEEPEST_REORDERING) if depth else len(timeline)
     return replace(
         timeline,

@@ -134,7 +134,7 @@ class VideoFile:
         sample = self.sample(timeline, span)
         if self.config.decoder == "decord" and not self.decord_refusal:
             with suppress(decord_reader.DecordFailedError):
-                return self._by_decord(timeline, sample)
+                return self._by_decord(order, timeline, sample)
         try:
             return self._by_plan(order, timeline, sample)
         except UnprovenError as error:
@@ -155,8 +155,8 @@ class VideoFile:
         frames = read_runs(self.scan, order, runs, self.limits)
         return _clip(timeline, sample, {index: frames[source] for index, source in sources.items()}, timeline.reason)
 
-    def _by_decord(self, timeline: Timeline, sample: Sample) -> Clip:
-        pixels = decord_reader.read_frames(self.scan, len(timeline), sorted(set(sample.shown)))
+    def _by_decord(self, order: DisplayOrder, timeline: Timeline, sample: Sample) -> Clip:
+        pixels = decord_reader.read_frames(self.scan, order, sorted(set(sample.shown)))
         return Clip(
             frames=np.stack([pixels[index] for index in sample.shown]),
             timestamps_s=[round(timeline.times_s[index], 6) for index in sample.shown],

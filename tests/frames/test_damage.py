@@ -88,6 +88,19 @@ def test_lost_reference_picture_spoils_what_follows_up_to_the_next_random_access
         clip_of(path)
 
 
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+@pytest.mark.parametrize("muxer", ["mpegts", "matroska"])
+def test_lost_picture_of_mpeg2_is_noticed_by_its_temporal_references(muxer: str, b_frames: str, tmp_path: Path) -> None:
+    coding = Coding(encoder="mpeg2video", options={"g": "20", "bf": b_frames, "qmin": "2", "qmax": "3"})
+    source = write(tmp_path / "source.mkv", 120, coding, muxer="matroska")
+    intact = clip_of(source)
+    for lost in (4, 7, 31, 50, 77):
+        path = remux(source, tmp_path / "v.mkv", muxer=muxer, change=lambda number, _, lost=lost: number != lost)
+        found = clip_of(path, max_substituted=8)
+        assert found.substituted > 0
+        assert unnoticed(intact, found) == 0
+
+
 def test_part_before_the_damage_is_usable(tmp_path: Path) -> None:
     path = write(tmp_path / "v.mp4", 200, H264, mux_options=FASTSTART)
     expected = clip_of(path, (0.0, 2.0)).frames
@@ -122,3 +135,24 @@ def test_limit_of_substitutes_is_exact(tmp_path: Path) -> None:
     assert clip_of(path, max_substituted=count).substituted == count
     with pytest.raises(VideoError):
         clip_of(path, max_substituted=count - 1)
+
+
+def test_file_cut_short_in_which_nothing_can_be_decoded_is_corrupt_and_says_so(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.mp4", 60, H264)
+    path = remux(source, tmp_path / "v.mkv", change=lambda number, _: 5 <= number < 25)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(VideoError, match="could be decoded"):
+        clip_of(path)
+
+
+@pytest.mark.parametrize("name", ["v.avi", "v.mp4", "v.mkv"])
+@pytest.mark.parametrize("lost", [4, 7, 10, 13])
+def test_lost_p_vop_is_noticed_by_the_times_of_the_b_vops_behind_it(lost: int, name: str, tmp_path: Path) -> None:
+    """They are not between their references any more, and FFmpeg drops some of them."""
+    source = write(tmp_path / "source.mp4", 160, MPEG4)
+    intact = clip_of(source)
+    path = remux(source, tmp_path / name, change=lambda number, _: number != lost)
+    with pytest.raises(VideoError, match="a reference picture before it is missing"):
+        clip_of(path, frames=159)
+    if name != "v.mp4":  # whose sample table numbers what is left
+        assert unnoticed(intact, clip_of(path, max_substituted=8)) == 0

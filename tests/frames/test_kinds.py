@@ -246,3 +246,39 @@ def test_variable_frame_rate_keeps_the_times_of_the_file(tmp_path: Path) -> None
     asked = frame_indices(60, 8)
     assert numbers_of(clip.frames) == asked
     assert clip.timestamps_s == pytest.approx([(index * index // 8 + index) / 25 for index in asked], abs=0.002)
+
+
+def test_subtitles_that_outlast_the_video_are_no_missing_frames(tmp_path: Path) -> None:
+    """The duration of Matroska is that of the stream that ends last."""
+    path, source, lines = tmp_path / "v.mkv", made(tmp_path, "open.mp4", 60), tmp_path / "lines.srt"
+    lines.write_text("1\n00:00:00,500 --> 00:00:01,500\na\n\n2\n00:00:30,000 --> 00:00:50,000\nb\n")
+    with av.open(str(source)) as video, av.open(str(lines)) as text, av.open(str(path), "w") as target:
+        streams = video.streams.video[0], text.streams.subtitles[0]
+        copies = [target.add_stream_from_template(stream) for stream in streams]
+        for container, stream, copy in zip((video, text), streams, copies, strict=True):
+            for packet in container.demux(stream):
+                if packet.size:
+                    packet.stream = copy
+                    target.mux(packet)
+    assert opened(path).scan.declared_s == pytest.approx(50, abs=0.1)
+    assert verdict(path, list(range(60))).is_right
+
+
+def test_matroska_file_that_begins_late_is_as_long_as_its_frames(tmp_path: Path) -> None:
+    """Recorders write the time since they were switched on."""
+    path = write(tmp_path / "v.mkv", 60, B_FRAMES, muxer="matroska", times=lambda index: index + 25 * 400_000)
+    assert verdict(path, list(range(60))).is_right
+    assert clip_of(path).timestamps_s[-1] == pytest.approx(59 / 25, abs=0.002)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interlaced_mpeg4_with_b_pictures_shows_the_pixels_of_decoding_in_order(seed: int, tmp_path: Path) -> None:
+    """FFmpeg scales the vectors of their fields by the first B picture that it meets."""
+    options = {"g": "30", "bf": "2", "flags": "+ildct+ilme", "qmin": "2", "qmax": "3"}
+    path = write(tmp_path / "v.avi", 130, Coding(encoder="mpeg4", options=options, seed=seed))
+    truth = sequential(path)
+    for frames in (2, 5, 8, 13, 21, 34, 55):
+        clip = clip_of(path, frames=frames)
+        expected = np.stack([truth[index] for index in frame_indices(len(truth), frames)])
+        assert (clip.frames == expected).all()
+    assert "interlaced" in clip.reason

@@ -34,7 +34,23 @@ def turned(path: Path) -> Path:
     return path
 
 
+def timed_in_decode_order(folder: Path) -> Path:
+    """Far from zero, so that no edit list hides the pictures whose times are wrong."""
+
+    def change(_: int, packet: av.Packet) -> bool:
+        packet.pts = packet.dts = packet.dts + 1_000_000
+        return True
+
+    return remux(write(folder / "source.mp4", 60, CLOSED), folder / "v.mp4", change=change)
+
+
+def without_its_first_packet(folder: Path) -> Path:
+    return remux(write(folder / "source.mp4", 60, CLOSED), folder / "v.mp4", change=lambda number, _: number > 0)
+
+
 DECORD_REFUSES: dict[str, Any] = {
+    "times that are missing, used twice, or not in display order": timed_in_decode_order,
+    "packets that show no frame": without_its_first_packet,
     "the container avi": lambda folder: write(folder / "v.avi", 60, CLOSED),
     "the codec mpeg4": lambda folder: write(folder / "v.mp4", 60, MPEG4),
     "the codec hevc": lambda folder: write(folder / "v.mp4", 60, HEVC),
@@ -76,13 +92,31 @@ def test_decord_is_refused_for_times_that_are_missing_or_used_twice(time: int | 
     assert isinstance(file.order, DisplayOrder)
     assert refusal(file.scan, file.order, is_turned=False) == ""
     packets = (*file.scan.packets[:-1], replace(file.scan.packets[-1], pts=time))
-    assert refusal(replace(file.scan, packets=packets), file.order, is_turned=False) == "times that are missing or used twice"
+    said = refusal(replace(file.scan, packets=packets), file.order, is_turned=False)
+    assert said == "times that are missing, used twice, or not in display order"
 
 
 def test_decord_is_refused_for_several_video_streams(tmp_path: Path) -> None:
     file = opened(write(tmp_path / "v.mp4", 60, CLOSED))
     assert isinstance(file.order, DisplayOrder)
     assert refusal(replace(file.scan, streams=2), file.order, is_turned=False) == "2 video streams"
+
+
+def test_decord_is_refused_where_it_seeks_to_packets_that_are_no_random_access_points(tmp_path: Path) -> None:
+    """Without recovery points the I pictures of open groups are none; decord's FFmpeg believes the sample table."""
+    path = tmp_path / "v.mp4"
+    with av.open(str(write(tmp_path / "open.mp4", 60, OPEN))) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        no_messages = av.bitstream.BitStreamFilterContext("filter_units=remove_types=6", stream, copy)
+        for packet in source.demux(stream):
+            is_key = packet.is_keyframe
+            for filtered in no_messages.filter(packet if packet.size else None):
+                filtered.stream, filtered.is_keyframe = copy, is_key
+                target.mux(filtered)
+    clip = clip_of(path, decoder="decord")
+    assert clip.decoder == "pyav"
+    assert numbers_of(clip.frames) == frame_indices(60, 8)
 
 
 @pytest.mark.parametrize(
