@@ -232,16 +232,17 @@ def _manifest(spec: str, storage_options: Mapping[str, Any] | None) -> list[dict
     columns = set().union(*records) if records else {"video_id", "uri"}
     if missing := {"video_id", "uri"} - columns:
         raise ConfigError(f"{spec}: expected columns video_id and uri, missing {sorted(missing)}, got {sorted(columns)}")
-    pairs = list(zip(texts(records, "video_id", spec), texts(records, "uri", spec), strict=True))
+    ids, uris = (texts(records, column, spec, file_names=True) for column in ("video_id", "uri"))
+    pairs = list(zip(ids, uris, strict=True))
     holes = [number for number, pair in enumerate(pairs, 1) if not all(text and text.strip() for text in pair)]
     if holes:
         raise ConfigError(f"{spec}: video_id or uri is empty in {len(holes)} rows, first in row {holes[0]}")
     _check_spans(spec, pairs)
     resolved = _resolved(spec, [str(uri) for _, uri in pairs], storage_options)
-    ids = [clean_id(str(name)) for name, _ in pairs]
-    if changed := [one for one, (name, _) in zip(ids, pairs, strict=True) if one != name]:
+    clean = [clean_id(str(name)) for name, _ in pairs]
+    if changed := [one for one, (name, _) in zip(clean, pairs, strict=True) if one != name]:
         logger.warning("%d video ids are escaped or too long, such as %s", len(changed), changed[0])
-    return [{"video_id": one, "uri": found.uri, "source_hint": found.hint} for one, found in zip(ids, resolved, strict=True)]
+    return [{"video_id": one, "uri": found.uri, "source_hint": found.hint} for one, found in zip(clean, resolved, strict=True)]
 
 
 def _resolved(spec: str, uris: Iterable[str], storage_options: Mapping[str, Any] | None) -> list[Resolved]:

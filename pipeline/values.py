@@ -124,15 +124,24 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def texts(records: Sequence[Record], column: str, path: str) -> list[str | None]:
-    """Return a column as texts, None where there is no value. Raises ConfigError naming file, row and column."""
+def file_name_of(value: object) -> str | None:
+    """Return a value as the name of a file: text, in which Python's surrogates stand for bytes that are not UTF-8 (PEP 383)."""
+    return value if isinstance(value, str) and _encodable(value, "surrogateescape") else text_of(value)
+
+
+def texts(records: Sequence[Record], column: str, path: str, *, file_names: bool = False) -> list[str | None]:
+    """Return a column as texts, None where there is no value. Raises ConfigError naming file, row and column.
+
+    `file_names`: see `file_name_of`.
+    """
     values = [record.get(column) for record in records]
     kinds = set(map(type, values)) - {type(None)}
     if kinds <= {str} and _encodable("".join(filter(None, values))):
         return values
     if kinds == {int}:
         return [None if value is None else str(value) for value in values]
-    return [located(text_of, value, path, number, column) for number, value in enumerate(values, 1)]
+    convert = file_name_of if file_names else text_of
+    return [located(convert, value, path, number, column) for number, value in enumerate(values, 1)]
 
 
 def located(convert: Callable[[Any], T], value: object, path: str, number: int, column: str) -> T:
@@ -143,9 +152,9 @@ def located(convert: Callable[[Any], T], value: object, path: str, number: int, 
         raise ConfigError(f"{path}: row {number}, column {column}: {error}") from error
 
 
-def _encodable(text: str) -> bool:
+def _encodable(text: str, errors: str = "strict") -> bool:
     try:
-        text.encode()
+        text.encode(errors=errors)
     except UnicodeEncodeError:
         return False
     return True

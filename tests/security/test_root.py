@@ -21,7 +21,7 @@ IDS = {
 }  # fmt: skip
 ESCAPED = {
     "nul": "a\0b", "newline": "a\nb", "return": "a\rb", "tab": "a\tb", "escape": "\x1b[31mred", "4 KB": "x" * 4096,
-    "next line": "a\x85b", "line separator": "a\u2028b", "byte": "\udce9", "half a pair": "\ud800",
+    "next line": "a\x85b", "line separator": "a\u2028b", "byte": "\udce9",
 }  # fmt: skip
 
 
