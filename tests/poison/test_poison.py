@@ -164,7 +164,8 @@ def test_the_kernel_ends_a_busy_child_whose_parent_does_not(tmp_path: Path) -> N
     )
     assert child.stdin is not None
     settings = {"config": asdict(DecodeConfig(deadline_s=1)), "side_px": 32}
-    for message in (settings, {"path": str(bomb), "demuxer": "matroska", "span": None, "measure": False, "inspect": None, "decoder": "pyav"}):
+    request = {"path": str(bomb), "demuxer": "matroska", "span": None, "measure": False, "inspect": None, "decoder": "pyav"}
+    for message in (settings, request):
         child.stdin.write(json.dumps(message).encode() + b"\n")
         child.stdin.flush()
     assert child.wait() == -signal.SIGALRM
