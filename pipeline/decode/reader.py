@@ -43,6 +43,7 @@ class _Decoder:
         self.context: Any = fresh.streams[scanned.stream_index].codec_context
         self.context.thread_type = "NONE"  # frame threads drop frames beside a broken packet, and not always the same ones
         self.context.copy_opaque = True
+        self.is_read, self.packets = not scanned.unread, scanned.packets
         self.log = ErrorLog()
         self.complaint = ""
         """The error that FFmpeg logged for the last packet."""
@@ -50,8 +51,15 @@ class _Decoder:
     def feed(self, packet: Any, number: int) -> list[Any]:
         """Return the frames that come out for one packet. Raises FFmpegError."""
         packet.opaque = [number]  # a new object each time: PyAV tells them apart by identity
-        frames = list(self.context.decode(packet))
-        self.complaint = self.log.news()
+        is_message = self.is_read and self.packets[number].is_message
+        try:
+            frames = list(self.context.decode(packet))
+        except av.error.InvalidDataError:
+            if not is_message:
+                raise
+            frames = []  # FFmpeg misses a picture in it
+        self.complaint = "" if is_message else self.log.news()
+        self.log.news()
         if any(words in self.complaint for words in REFUSED_MEMORY):
             raise VideoError("OUT_OF_MEMORY", self.complaint)
         return frames

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class Packet:
     """What is wrong with its headers."""
     loss: str = ""
     """What the demuxer says is wrong at or before it."""
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it holds parameter sets or messages alone, as far as its bitstream is read."""
+        return self.picture is None and not self.damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +162,7 @@ class _Reader:
             self.limits.check_frames(len(self.packets))
             self._keep(packet)
         self.ended = errors[0] if errors else ""
+        _forgive_messages(self.packets)
         self.limits.check_packets([packet.pts for packet in self.packets], self.stream.time_base)
 
     @property
@@ -201,6 +208,14 @@ class _Reader:
             self.kept.append(packet)
         else:
             self.kept = []
+
+
+def _forgive_messages(packets: list[Packet]) -> None:
+    """Take back what FFmpeg logs of a packet that holds a message alone, as ASF does of recovery points: it names its size."""
+    for packet, following in pairwise(packets):
+        for at in (packet, following):
+            if at.loss.endswith(f"missing picture in access unit with size {following.bytes}") and following.is_message:
+                at.loss = ""
 
 
 def packets_again(scanned: Scan) -> Iterator[Any]:

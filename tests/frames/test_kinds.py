@@ -93,6 +93,13 @@ def test_false_keyframe_flags_move_no_frame(tmp_path: Path) -> None:
     assert verdict(path, list(range(90))).is_right
 
 
+def test_messages_in_packets_of_their_own_are_no_damage(tmp_path: Path) -> None:
+    """FFmpeg's ASF demuxer splits recovery points off, and misses a picture in them."""
+    path = remux(write(tmp_path / "open.mp4", 130, OPEN), tmp_path / "v.asf")
+    assert any(packet.is_message for packet in opened(path).scan.packets)
+    assert verdict(path, list(range(130))).is_right
+
+
 def test_packets_with_decode_times_only_get_times_from_the_frame_rate(tmp_path: Path) -> None:
     clip = clip_of(made(tmp_path, "h264.mpg"))
     assert clip.timestamps_s == pytest.approx([index / 25 for index in frame_indices(130, 8)], abs=0.002)
