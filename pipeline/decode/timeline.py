@@ -25,6 +25,8 @@ TOLERATED_S, TOLERATED_SHARE = 1.0, 0.05
 """How much shorter than its header says a file may be that is not cut short by its structure."""
 TOLERATED_FRAMES = 0.01
 """Share of frames that the header of an AVI file may count too many."""
+NEAR = 3
+"""Packets: a demuxer notices a join a little before it, in those that it has not handed out yet."""
 MOST_LOST = 200_000
 """Lost frames that are counted in one place: a header may declare any number."""
 GAP_STEPS = 1.5
@@ -108,7 +110,7 @@ def _suspects(scanned: Scan, decoded: Walk) -> dict[int, str]:
 
 def _is_joined_after(packets: Sequence[Packet], number: int) -> bool:
     """Tell whether another recording follows: a random-access point whose time lies before. Its counters need not go on."""
-    packet, following = packets[number], packets[number + 1 : number + 2]
+    packet, following = packets[number], packets[number + 1 : number + 1 + NEAR]
     return any(
         n.picture is not None and n.picture.start and n.dts is not None and n.dts < (packet.dts or 0) for n in following
     )

@@ -85,9 +85,12 @@ def remux(
     return target
 
 
-def sequential(path: Path) -> list[Any]:
-    """Return every frame that FFmpeg shows when it decodes a file from its first packet to its last, as RGB pixels."""
-    frames = []
+def sequential(path: Path, *, from_key: bool = False) -> list[Any]:
+    """Return every frame that FFmpeg shows when it decodes a file from its first packet to its last, as RGB pixels.
+
+    `from_key`: without those before the first keyframe, which FFmpeg shows for MPEG-4 although their references are missing.
+    """
+    frames: list[Any] = []
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         stream.thread_type = "NONE"
@@ -96,5 +99,7 @@ def sequential(path: Path) -> list[Any]:
                 shown = stream.codec_context.decode(packet) if packet is None or packet.size else []
             except av.error.FFmpegError:
                 continue
-            frames += [frame.to_ndarray(format="rgb24") for frame in shown]
+            for frame in shown:
+                if frames or frame.key_frame or not from_key:
+                    frames.append(frame.to_ndarray(format="rgb24"))
     return frames
