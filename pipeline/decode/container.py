@@ -105,13 +105,18 @@ def opened(path: Path, demuxer: str) -> Any:
         raise VideoError("UNSUPPORTED_CODEC", str(error)) from error
 
 
+def videos(container: Any) -> list[Any]:
+    """Return the video streams, cover pictures and thumbnails left out. Any: PyAV's stream types are compiled."""
+    return [stream for stream in container.streams.video if not stream.disposition & STILLS]
+
+
 def video_stream(container: Any) -> Any:
-    """Return the video stream that FFmpeg's player shows; cover pictures are none. Any: PyAV's stream types are compiled."""
-    videos = [stream for stream in container.streams.video if not stream.disposition & STILLS]
-    if not videos:
+    """Return the video stream that FFmpeg's player shows. Raises VideoError where there is none. Any: see `videos`."""
+    found = videos(container)
+    if not found:
         raise VideoError("NO_VIDEO_STREAM", "the file has no video stream")
     best = container.streams.best("video")
-    stream = best if best in videos else max(videos, key=_preference)
+    stream = best if best in found else max(found, key=_preference)
     if stream.codec_context is None:
         raise VideoError("UNSUPPORTED_CODEC", "no decoder for the video stream")
     stream.thread_type = "NONE"  # frame threads drop frames beside a broken packet, and not always the same ones

@@ -17,7 +17,7 @@ import av
 from pipeline.decode.bitstream.parsers import parser_of
 from pipeline.decode.bitstream.picture import BitstreamParser, DamagedBitstreamError, Picture, UnreadableBitstreamError
 from pipeline.decode.config import DecodeConfig
-from pipeline.decode.container import ErrorLog, Limits, opened, packets_of, video_stream
+from pipeline.decode.container import ErrorLog, Limits, opened, packets_of, video_stream, videos
 from pipeline.decode.integrity import declared_size
 
 LARGEST_WITHOUT_PICTURE = 64
@@ -67,7 +67,6 @@ class Scan:
     tick_s: Fraction
     rate: Fraction | None
     """Frames per second, as the container or the codec tells."""
-    extradata: bytes
     packets: tuple[Packet, ...]
     unread: str
     """Why the bitstream is not read; empty where it is."""
@@ -111,13 +110,12 @@ def scan(path: Path, demuxer: str, config: DecodeConfig) -> Scan:
         path=path,
         demuxer=demuxer,
         stream_index=stream.index,
-        streams=sum(not s.disposition & av.stream.Disposition.attached_pic for s in container.streams.video),
+        streams=len(videos(container)),
         codec=context.codec.canonical_name,
         pixel_format=context.pix_fmt or "",
         size=(context.width, context.height),
         tick_s=Fraction(stream.time_base or 0),
         rate=_rate(stream),
-        extradata=bytes(context.extradata or b""),
         packets=tuple(reader.packets),
         unread=reader.unread,
         ended=reader.ended,
@@ -138,7 +136,7 @@ class _Reader:
         context = stream.codec_context
         self.parser: BitstreamParser | None = parser_of(
             context.codec.canonical_name,
-            intra_only=bool(context.codec.intra_only) if hasattr(context.codec, "intra_only") else False,
+            intra_only=context.codec.intra_only,
             extradata=bytes(context.extradata or b""),
         )
         self.unread = "" if self.parser else f"the codec {context.codec.canonical_name} is not read"
