@@ -15,6 +15,7 @@ from pipeline.decode.facts import ClipFacts, Damage, Hidden, Part, PlannedRun, R
 from pipeline.decode.order import DisplayOrder
 from pipeline.decode.orientation import display_matrix
 from pipeline.decode.plan import runs_for
+from pipeline.decode.proof import GAP
 from pipeline.decode.reader import UnprovenError, Walk, read_runs
 from pipeline.decode.sampling import Span
 from pipeline.decode.scan import Packet, Scan
@@ -157,7 +158,7 @@ def _wrong(packet: Packet) -> str:
     if packet.damage or packet.loss:
         return packet.damage or packet.loss
     if packet.picture is not None and packet.picture.gap:
-        return "a reference picture before it is missing"
+        return GAP
     return "the container is damaged there" if packet.corrupt else ""
 
 

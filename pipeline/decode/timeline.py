@@ -4,19 +4,17 @@ A frame is proven when decoding began at a true random-access point, no packet s
 reports nothing, and its place among all frames is certain.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
 from pipeline.decode.order import DEEPEST_REORDERING, DEFAULT_RATE, DisplayOrder, display_times
+from pipeline.decode.proof import proven, suspects
 from pipeline.decode.reader import Walk
-from pipeline.decode.scan import Packet, Scan
+from pipeline.decode.scan import Scan
 
 LOST = -1
-FLAGGED_CODECS = frozenset({"h264", "mpeg4", "mpeg2video", "mpeg1video"})
-"""Their decoders flag a frame whose packet is cut short; a packet that only the demuxer suspects is judged by that."""
 MEASURED = frozenset({"mov", "matroska", "avi", "asf", "flv"})
 """Demuxers whose duration comes from a header, not from an estimate."""
 TIMED = frozenset({"matroska", "flv", "asf", "mpegts"})
@@ -25,8 +23,6 @@ TOLERATED_S, TOLERATED_SHARE = 1.0, 0.05
 """How much shorter than its header says a file may be that is not cut short by its structure."""
 TOLERATED_FRAMES = 0.01
 """Share of frames that the header of an AVI file may count too many."""
-NEAR = 3
-"""Packets: a demuxer notices a join a little before it, in those that it has not handed out yet."""
 MOST_LOST = 200_000
 """Lost frames that are counted in one place: a header may declare any number."""
 GAP_STEPS = 1.5
@@ -65,10 +61,10 @@ def planned_timeline(scanned: Scan, order: DisplayOrder) -> Timeline:
 
 def decoded_timeline(scanned: Scan, order: DisplayOrder | str, decoded: Walk) -> Timeline:
     """Return the frames that decoding everything in order showed; where something is damaged, those it should have shown."""
-    suspects = _suspects(scanned, decoded)
+    found = suspects(scanned, decoded)
     outputs = decoded.outputs
     depth = order.depth if isinstance(order, DisplayOrder) else DEEPEST_REORDERING
-    if not suspects and not scanned.damaged:
+    if not found and not scanned.damaged:
         times = display_times(scanned, [output.pts for output in outputs])
         every = range(len(outputs))
         sources = [output.packet for output in outputs]
@@ -76,13 +72,13 @@ def decoded_timeline(scanned: Scan, order: DisplayOrder | str, decoded: Walk) ->
         return _with_lost_end(scanned, timeline, depth)
     place_of = {output.packet: place for place, output in enumerate(outputs)}
     sources = list(order.shown) if isinstance(order, DisplayOrder) else _with_refused(decoded)
-    reasons = {**dict.fromkeys((s for s in sources if s not in place_of), "no frame came out"), **suspects}
+    reasons = {**dict.fromkeys((s for s in sources if s not in place_of), "no frame came out"), **found}
     times = display_times(scanned, [scanned.packets[source].pts for source in sources])
     timeline = Timeline(
         sources=sources,
         places=[place_of.get(source, LOST) for source in sources],
         times_s=times,
-        proven=_proven(scanned, order, sources, reasons),
+        proven=proven(scanned, order, sources, reasons),
         reason=_first_of(reasons, len(scanned.packets)),
     )
     return _with_lost_end(scanned, _placed(scanned, timeline), depth)
@@ -92,30 +88,6 @@ def _first_of(reasons: dict[int, str], packets: int) -> str:
     return f"packet {min(reasons)} of {packets}: {reasons[min(reasons)]}" if reasons else ""
 
 
-def _suspects(scanned: Scan, decoded: Walk) -> dict[int, str]:
-    """Return packets that may have spoilt frames, with what speaks against each."""
-    found: dict[int, str] = {}
-    for number, packet in enumerate(scanned.packets):
-        if number < scanned.first_start:
-            continue
-        if packet.damage or packet.loss:
-            found[number] = packet.damage or packet.loss
-        elif packet.picture is not None and packet.picture.gap:
-            found[number] = "a reference picture before it is missing"
-        elif packet.corrupt and scanned.codec not in FLAGGED_CODECS and not _is_joined_after(scanned.packets, number):
-            found[number] = "the container is damaged there"
-    found.update({output.packet: "the decoder flags its frame as corrupt" for output in decoded.outputs if output.corrupt})
-    return found | decoded.complaints | decoded.failed
-
-
-def _is_joined_after(packets: Sequence[Packet], number: int) -> bool:
-    """Tell whether another recording follows: a random-access point whose time lies before. Its counters need not go on."""
-    packet, following = packets[number], packets[number + 1 : number + 1 + NEAR]
-    return any(
-        n.picture is not None and n.picture.start and n.dts is not None and n.dts < (packet.dts or 0) for n in following
-    )
-
-
 def _with_refused(decoded: Walk) -> list[int]:
     """Return the packets of the outputs, with refused ones where they stand in decode order."""
     sources = [output.packet for output in decoded.outputs]
@@ -123,35 +95,6 @@ def _with_refused(decoded: Walk) -> list[int]:
         place = next((i for i, source in enumerate(sources) if source > number), len(sources))
         sources.insert(place, number)
     return sources
-
-
-def _proven(scanned: Scan, order: DisplayOrder | str, sources: Iterable[int], reasons: dict[int, str]) -> list[bool]:
-    """Tell for each frame whether nothing since its random-access point speaks against it."""
-    packets = scanned.packets
-    starts = order.starts if isinstance(order, DisplayOrder) else _believed_starts(packets)
-    ranks = order.ranks if isinstance(order, DisplayOrder) else {}
-    spoiling = sorted(number for number in reasons if _may_be_reference(packets[number], scanned.codec))
-    proven = []
-    for source in sources:
-        place = bisect_right(starts, source) - 1
-        while place > 0 and ranks.get(starts[place], -1) > ranks.get(source, 0):
-            place -= 1
-        start = starts[place] if place >= 0 else 0
-        spoilt = bisect_left(spoiling, start) < bisect_right(spoiling, source)
-        proven.append(source not in reasons and not spoilt)
-    return proven
-
-
-def _believed_starts(packets: Sequence[Packet]) -> tuple[int, ...]:
-    """Return where decoding may begin by the bitstream, or by the container's word for codecs that are not read."""
-    return tuple(n for n, packet in enumerate(packets) if (packet.picture.start if packet.picture else packet.key))
-
-
-def _may_be_reference(packet: Packet, codec: str) -> bool:
-    """Tell whether damage in a packet may spoil others. NAL units say so in their first byte; other headers may be damaged."""
-    picture = packet.picture
-    unsure = bool(packet.damage or packet.loss) or codec not in ("h264", "hevc")
-    return unsure or picture is None or picture.reference or picture.gap
 
 
 def _placed(scanned: Scan, timeline: Timeline) -> Timeline:

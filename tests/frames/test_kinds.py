@@ -126,6 +126,39 @@ def test_file_trimmed_by_an_edit_list_shows_what_is_left(name: str, cut: int, tm
     assert verdict(trimmed, truth).is_right
 
 
+def with_edits(path: Path, edits: list[tuple[int, int]]) -> Path:
+    """Replace the edit list of an MP4 file whose index is at its end; an edit is a duration in ms and a media time in ticks."""
+    content = bytearray(path.read_bytes())
+    moov = content.rindex(b"moov") - 4
+    trak, edts, elst = (content.index(name, moov) - 4 for name in (b"trak", b"edts", b"elst"))
+    entries = b"".join(struct.pack(">IIHH", duration, time, 1, 0) for duration, time in edits)
+    new = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(edits)) + entries
+    (old,) = struct.unpack_from(">I", content, elst)
+    content[elst : elst + old] = new
+    for at in (moov, trak, edts):
+        content[at : at + 4] = struct.pack(">I", struct.unpack_from(">I", content, at)[0] + len(new) - old)
+    path.write_bytes(content)
+    return path
+
+
+EDITS = {
+    "twice": [(1000, 1024), (1000, 1024)],
+    "the end first": [(800, 21504), (1200, 1024)],
+    "three parts": [(500, 5120), (500, 15360), (300, 2048)],
+}
+
+
+@pytest.mark.parametrize("edits", EDITS)
+@pytest.mark.parametrize("coding", [B_FRAMES, OPEN, MPEG4], ids=["closed", "open", "mpeg4"])
+def test_file_with_several_edits_shows_them_one_after_the_other(coding: Coding, edits: str, tmp_path: Path) -> None:
+    """Each begins at a random-access point, where nothing before it is missed."""
+    path = with_edits(write(tmp_path / "v.mp4", 90, coding), EDITS[edits])
+    truth = numbers_of(sequential(path))
+    assert len(truth) > 30
+    found = verdict(path, truth)
+    assert found.is_right, found
+
+
 @pytest.mark.parametrize(("name", "step"), [("h264.ts", 188), ("h264.m2ts", 192), ("mpeg2.ts", 188), ("hevc.ts", 188)])
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.7])
 def test_stream_cut_inside_a_group_of_pictures_begins_at_its_first_random_access_point(
