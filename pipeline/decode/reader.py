@@ -3,8 +3,9 @@
 Labels travel with the packets (`copy_opaque`), because frames of many files have no usable times.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import av
@@ -67,6 +68,7 @@ class _Decoder:
     def drain(self) -> list[Any]:
         """Return the frames that the decoder still holds, and make it ready for another start."""
         frames = list(self.context.decode(None))
+        self.complaint = self.log.news()
         self.context.flush_buffers()
         return frames
 
@@ -99,16 +101,21 @@ def _frames_of(decoder: _Decoder, packets: Iterator[tuple[int, Any]], run: Run) 
     try:
         for number, packet in packets:
             if number == following:
-                yield from decoder.feed(packet, number)
-                if decoder.complaint:
-                    raise UnprovenError(f"packet {number}: {decoder.complaint}")
+                yield from _uncomplaining(decoder, decoder.feed(packet, number), number)
                 following = next(fed, None)
             if following is None:
                 break
-        yield from decoder.drain()
+        yield from _uncomplaining(decoder, decoder.drain(), run.end)
     except av.error.FFmpegError as error:
         wrong = bad(error)
         raise (wrong if wrong.code == "OUT_OF_MEMORY" else UnprovenError(wrong.detail)) from error
+
+
+def _uncomplaining(decoder: _Decoder, frames: list[Any], number: int) -> list[Any]:
+    """Return frames of a packet for which FFmpeg logged no error. Raises UnprovenError. Any: PyAV's frames."""
+    if decoder.complaint:
+        raise UnprovenError(f"packet {number}: {decoder.complaint}")
+    return frames
 
 
 def _checked_rank(frame: Any, order: DisplayOrder, last_rank: int) -> int:
@@ -153,15 +160,16 @@ class Walk:
 
     def _decoded(self, scanned: Scan) -> Iterator[Any]:
         """Yield all frames, going on after packets that are refused."""
-        decoder = _Decoder(scanned)
+        decoder, number = _Decoder(scanned), 0
         for number, packet in enumerate(packets_again(scanned)):
             if number >= scanned.first_start:
-                yield from self._fed(decoder, packet, number)
-        yield from decoder.drain()
+                yield from self._noted(decoder, partial(decoder.feed, packet, number), number)
+        yield from self._noted(decoder, decoder.drain, number)
 
-    def _fed(self, decoder: _Decoder, packet: Any, number: int) -> list[Any]:
+    def _noted(self, decoder: _Decoder, decode: Callable[[], list[Any]], number: int) -> list[Any]:
+        """Return what comes out, and note what the decoder says of the packet. Any: PyAV's frames."""
         try:
-            frames = decoder.feed(packet, number)
+            frames = decode()
             if decoder.complaint:
                 self.complaints[number] = decoder.complaint
             return frames

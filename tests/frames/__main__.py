@@ -34,7 +34,8 @@ def _truth(drawn: Drawn) -> list[int]:
     """Return the numbers of all frames that are to be shown."""
     if drawn.is_whole:
         return list(range(drawn.frames))
-    return numbers_of(sequential(drawn.path, from_key=drawn.story.endswith("cut at its beginning")))
+    shows_broken_ones = "mpeg4" in drawn.path.name and drawn.story.endswith("cut at its beginning")
+    return numbers_of(sequential(drawn.path, from_key=shows_broken_ones))
 
 
 def checked(rng: random.Random, folder: Path, number: int) -> str:
