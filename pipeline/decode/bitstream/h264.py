@@ -86,7 +86,7 @@ class H264Parser:
             if kind in (SPS, PPS):
                 self.sets.add(_key(unit), unit)
             elif kind == SEI:
-                recovers = recovers or _recovers_at_once(unit)
+                recovers = recovers or recovers_at_once(unit)
             elif kind in (SLICE, IDR):
                 slices.append(self._slice(unit))
             elif kind == PARTITION_A:
@@ -246,7 +246,7 @@ def picture_parameters(unit: bytes) -> PictureParameters:
     return PictureParameters(sequence_id, bottom, bool(reader.u(1)))
 
 
-def _recovers_at_once(unit: bytes) -> bool:
+def recovers_at_once(unit: bytes) -> bool:
     """Tell whether a message says that decoding may begin here and is exact at once. D.2.8."""
     data, at = unescaped(unit[1:]), 0
     while at + 2 < len(data):
