@@ -191,6 +191,20 @@ def test_plan_decodes_nothing_that_no_shown_frame_refers_to(tmp_path: Path) -> N
         assert run.end == max(run.targets)
 
 
+def test_plan_leaves_out_leading_pictures_of_its_random_access_point(tmp_path: Path) -> None:
+    """RASL pictures are references too, and cannot be decoded from the CRA picture they follow."""
+    coding = Coding(**{**vars(HEVC), "private": "keyint=12:bframes=5:open-gop=1:b-pyramid=1:rc-lookahead=10"})
+    file = opened(write(tmp_path / "v.mkv", 120, coding, muxer="matroska"))
+    order, packets = file.order, file.scan.packets
+    assert isinstance(order, DisplayOrder)
+    pictures = {number: packet.picture for number, packet in enumerate(packets) if packet.picture is not None}
+    leading = {number for number, picture in pictures.items() if picture.leading}
+    assert any(pictures[number].reference for number in leading)
+    for target in order.shown:
+        (run,) = runs_for(order, packets, [target])
+        assert not leading & set(run.packets) or target in leading or run.start < max(n for n in order.starts if n <= target)
+
+
 def test_run_that_breaks_its_promise_is_decoded_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A display order that is wrong is noticed by the order in which frames come out."""
     path = write(tmp_path / "v.mp4", 90, B_FRAMES)
