@@ -40,14 +40,20 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def has_decoder(pid: int) -> bool:
+    """Tell whether a process has started its decoder: one that is only forked still holds the lock of its parent's folder."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return any(b"pipeline.decode.worker" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+
+
 @contextlib.contextmanager
 def decoding(video: Path, disk: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that decodes a video for long; yields once it has fetched it. Its group ends with the block."""
+    """Run a process that decodes a video for long; yields once its decoder has it. Its group ends with the block."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(disk), "OMP_NUM_THREADS": "1"}
     before = set(disk.glob("*/video"))
     process = subprocess.Popen([sys.executable, "-c", DECODES, str(video)], env=environment, start_new_session=True)
     try:
-        while not set(disk.glob("*/video")) - before:
+        while not (set(disk.glob("*/video")) - before and has_decoder(process.pid)):
             assert process.poll() is None
             time.sleep(0.02)
         yield process
