@@ -112,6 +112,8 @@ def _damage(damage: Damage) -> Iterator[Line]:
     if damage.packets:
         yield "WARNING", f"{counted(damage.packets, 'packet')} damaged or with a loss before it"
         yield from (("", text) for text in damage.first)
+    if damage.broken_at >= 0:
+        yield "WARNING", f"the container is damaged at byte {damage.broken_at}"
     if damage.missing_bytes:
         yield "WARNING", f"the file is cut short: {counted(damage.missing_bytes, 'byte')} missing by its own header"
     if damage.ended:

@@ -143,6 +143,8 @@ def packets_of(container: Any, stream: Any, errors: list[str]) -> Iterator[Any]:
             raise bad(error) from error
         errors.append(said(error))
         logger.debug("demuxing ended early: %s", said(error))
+    except IndexError:  # PyAV looks a packet's stream up, and a damaged header may have made a new one
+        errors.append("a packet of a stream that the header does not name")
 
 
 def _seconds(ticks: int | None, base: Any) -> float:

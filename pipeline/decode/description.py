@@ -148,6 +148,7 @@ def _damage(scan: Scan, timeline: Timeline | None) -> Damage:
         packets=len(found),
         first=found[:FIRST],
         missing_bytes=scan.missing_bytes,
+        broken_at=scan.broken_at,
         ended=scan.ended[:MESSAGE_CHARS],
         lost_at_end=list(timeline.sources).count(LOST) if timeline else 0,
         declared_frames=scan.declared_frames,

@@ -61,6 +61,8 @@ class Damage:
     first: list[str]
     missing_bytes: int
     """How much shorter the file is than its header says."""
+    broken_at: int
+    """Byte at which the container's elements do not follow one another; -1 where they do."""
     ended: str
     """What stopped the demuxer before the end; empty where nothing did."""
     lost_at_end: int

@@ -1,6 +1,7 @@
 """Whether a file is as long as its own header says. A file cut short is told by its outermost structure, not by guessing.
 
-Source: ISO/IEC 14496-12, 4.2; RFC 8794 and RFC 9559 (Matroska); RIFF and OpenDML AVI 1.02; ASF specification 01.20.03, 3.2.
+Source: ISO/IEC 14496-12, 4.2; RFC 8794 and RFC 9559 (Matroska); RIFF and OpenDML AVI 1.02; ASF specification 01.20.03, 3.2;
+FLV and AMF 0 specifications.
 """
 
 import struct
@@ -9,12 +10,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 BOXES_READ = 100_000
+LARGEST = 1e15
+"""Bytes; no file is larger."""
 SEGMENT = b"\x18\x53\x80\x67"
 
 
 def declared_size(path: Path, demuxer: str) -> int:
     """Return how many bytes a file must have by its own header; 0 where its container does not say."""
-    readers: dict[str, Callable[[BinaryIO, int], int]] = {"mov": _boxes, "matroska": _segment, "avi": _riff, "asf": _asf}
+    readers: dict[str, Callable[[BinaryIO, int], int]] = {
+        "mov": _boxes,
+        "matroska": _segment,
+        "avi": _riff,
+        "asf": _asf,
+        "flv": _flv,
+    }
     if demuxer not in readers:
         return 0
     with path.open("rb") as file:
@@ -68,3 +77,11 @@ def _asf(file: BinaryIO, size: int) -> int:
     at = head.find(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65")
     is_broadcast = at >= 0 and len(head) >= at + 92 and head[at + 88] & 1
     return 0 if at < 0 or is_broadcast or len(head) < at + 48 else int(struct.unpack_from("<Q", head, at + 40)[0])
+
+
+def _flv(file: BinaryIO, size: int) -> int:
+    """Read `filesize` from the script data at the beginning, a number of AMF."""
+    head = file.read(4096)
+    at = head.find(b"filesize\x00")
+    number = struct.unpack_from(">d", head, at + 9)[0] if 0 <= at <= len(head) - 17 else 0.0
+    return int(number) if 0 < number < LARGEST else 0

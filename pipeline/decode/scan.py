@@ -19,6 +19,7 @@ from pipeline.decode.bitstream.picture import BitstreamParser, DamagedBitstreamE
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.container import ErrorLog, Limits, opened, packets_of, video_stream, videos
 from pipeline.decode.integrity import declared_size
+from pipeline.decode.structure import first_break
 
 LARGEST_WITHOUT_PICTURE = 64
 """Bytes; longer packets hold more than the end of a sequence, a delimiter or a message."""
@@ -80,6 +81,8 @@ class Scan:
     """Time from the first packet of the video to the end of whichever stream ends last: sound and subtitles may go on."""
     missing_bytes: int
     """How much shorter the file is than its own header says."""
+    broken_at: int = -1
+    """Byte at which the container's elements do not follow one another; -1 where they do."""
     kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     """The packets themselves, for small files. Any: PyAV's packets are compiled."""
     opened: list[Any] = field(default_factory=list, repr=False, compare=False)
@@ -93,7 +96,8 @@ class Scan:
     @property
     def damaged(self) -> bool:
         """Whether packets are missing or contradict themselves, from the first start on."""
-        return any(p.damage or p.corrupt or p.loss or (p.picture and p.picture.gap) for p in self.packets[self.first_start :])
+        behind = self.packets[self.first_start :]
+        return self.broken_at >= 0 or any(p.damage or p.corrupt or p.loss or (p.picture and p.picture.gap) for p in behind)
 
 
 def scan(path: Path, demuxer: str, config: DecodeConfig) -> Scan:
@@ -123,6 +127,7 @@ def scan(path: Path, demuxer: str, config: DecodeConfig) -> Scan:
         declared_s=_declared_s(container, stream),
         covered_s=reader.covered_s,
         missing_bytes=max(0, declared_size(path, demuxer) - path.stat().st_size),
+        broken_at=first_break(path, demuxer),
         kept=tuple(reader.kept),
         opened=[container] if reader.kept else [],
     )
@@ -159,7 +164,7 @@ class _Reader:
             self.packets.append(self._packet(packet, log.news()))
             self.limits.check_frames(len(self.packets))
             self._keep(packet)
-        self.ended = errors[0] if errors else ""
+        self.ended = errors[0] if errors else log.news()
         _forgive_messages(self.packets)
         self.limits.check_packets([packet.pts for packet in self.packets], self.stream.time_base)
 

@@ -103,7 +103,8 @@ def _placed(scanned: Scan, timeline: Timeline) -> Timeline:
     indexed = scanned.demuxer == "mov" and scanned.declared_frames > 0  # by the sample table; fragments have none
     if counted or indexed or (scanned.demuxer in TIMED and not _loses_packets(scanned, timeline)):
         return timeline
-    reason = timeline.reason or "the container is damaged"
+    where = f" at byte {scanned.broken_at}" if scanned.broken_at >= 0 else ""
+    reason = timeline.reason or f"the container is damaged{where}"
     return replace(timeline, proven=[False] * len(timeline), reason=f"{reason}, and packets may be missing")
 
 

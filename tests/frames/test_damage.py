@@ -4,6 +4,7 @@ import random
 import struct
 from pathlib import Path
 
+import av
 import pytest
 
 from pipeline.decode.sampling import frame_indices
@@ -127,6 +128,43 @@ def test_file_whose_cut_end_holds_no_frame_is_whole(name: str, tmp_path: Path) -
     path.write_bytes(content + b"\x00\x00\x10\x00free" if name == "v.mp4" else content[:-8])
     assert opened(path).scan.missing_bytes > 0
     assert (clip_of(path).frames == expected).all()
+
+
+@pytest.mark.parametrize("name", ["v.mkv", "v.flv"])
+def test_overwritten_element_of_a_container_is_noticed(name: str, tmp_path: Path) -> None:
+    """A whole group of pictures is lost, which no counter of the bitstream shows; FFmpeg goes on at the next element."""
+    path = write(tmp_path / name, 160, H264)
+    assert opened(path).scan.broken_at == -1
+    content = path.read_bytes()
+    at = len(content) // 2
+    for length in (300, 12_000):
+        path.write_bytes(content[:at] + b"\xa5" * length + content[at + length :])
+        assert 0 < opened(path).scan.broken_at <= at + length
+        with pytest.raises(VideoError, match=r"damaged|mismatch|missing|Invalid|lost"):
+            clip_of(path)
+
+
+@pytest.mark.parametrize("options", [{"live": "1"}, {"cluster_time_limit": "200"}])
+def test_intact_containers_have_no_break(options: dict[str, str], tmp_path: Path) -> None:
+    """Segments and clusters of unknown length too."""
+    path = write(tmp_path / "v.mkv", 60, H264, mux_options=options)
+    assert opened(path).scan.broken_at == -1
+
+
+def test_small_packet_overwritten_with_zeros_keeps_its_place(tmp_path: Path) -> None:
+    """It holds no start code, so it is no message: frames behind it are not moved up."""
+    source = write(tmp_path / "source.mp4", 160, MPEG4)
+    intact = clip_of(source)
+    packets = opened(source).scan.packets
+    number, packet = min(enumerate(packets), key=lambda item: item[1].bytes)
+    content = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        at = next(p.pos for n, p in enumerate(container.demux(video=0)) if n == number)
+    content[at : at + packet.bytes] = bytes(packet.bytes)
+    source.write_bytes(content)
+    assert packet.bytes < 64
+    assert opened(source).scan.packets[number].damage
+    assert unnoticed(intact, clip_of(source, max_substituted=8)) == 0
 
 
 def test_limit_of_substitutes_is_exact(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 
 from pipeline.decode.bitstream.bits import BitReader, annex_b_units, prefixed_units, unescaped
 from pipeline.decode.bitstream.parameters import ParameterSets
-from pipeline.decode.bitstream.picture import DamagedBitstreamError, Picture, UnreadableBitstreamError
+from pipeline.decode.bitstream.picture import DamagedBitstreamError, Picture, UnreadableBitstreamError, check_units
 
 SLICE, PARTITION_A, IDR, SEI, SPS, PPS = 1, 2, 5, 6, 7, 8
 RECOVERY_POINT = 6
@@ -91,7 +91,10 @@ class H264Parser:
                 slices.append(self._slice(unit))
             elif kind == PARTITION_A:
                 raise UnreadableBitstreamError("data partitioning")
-        return self._picture(slices, recovers) if slices else None
+        if not slices:
+            check_units(data, sum(unit[0] & 31 > 0 for unit in self.units(data)))
+            return None
+        return self._picture(slices, recovers)
 
     def _picture(self, slices: list[Slice], recovers: bool) -> Picture:
         head = slices[0]

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pipeline.decode.bitstream.bits import BitReader, annex_b_units, unescaped
 from pipeline.decode.bitstream.h264 import unit_splitter
 from pipeline.decode.bitstream.parameters import ParameterSets
-from pipeline.decode.bitstream.picture import DamagedBitstreamError, Picture, UnreadableBitstreamError
+from pipeline.decode.bitstream.picture import DamagedBitstreamError, Picture, UnreadableBitstreamError, check_units
 
 RADL, RASL = frozenset({6, 7}), frozenset({8, 9})
 BLA, IDR = frozenset({16, 17, 18}), frozenset({19, 20})
@@ -89,6 +89,8 @@ class HevcParser:
                 heads.append(self._slice(unit, kind))
         if len(heads) > 1:
             raise UnreadableBitstreamError("a packet holds several pictures")
+        if not heads:
+            check_units(data, sum(len(unit) > 1 for unit in self.units(data)))
         picture = self._picture(heads[0]) if heads else None
         self.begins = self.begins or ends
         return picture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pipeline.decode.bitstream.bits import START_CODE, BitReader
 from pipeline.decode.bitstream.parameters import ParameterSets
-from pipeline.decode.bitstream.picture import DamagedBitstreamError, Picture, UnreadableBitstreamError
+from pipeline.decode.bitstream.picture import DamagedBitstreamError, Picture, UnreadableBitstreamError, check_units
 
 PICTURE, SEQUENCE, EXTENSION, VOP, GROUP = 0x00, 0xB3, 0xB5, 0xB6, 0xB8
 GROUP_OF_VOPS = 0xB3
@@ -93,6 +93,7 @@ class Mpeg12Parser(_ShownByType):
             elif code == EXTENSION and len(body) > 2 and body[0] >> 4 == CODING_EXTENSION and body[2] & 3 != FRAME_STRUCTURE:
                 raise UnreadableBitstreamError("field pictures")
         if not kinds:
+            check_units(data, data.count(START_CODE))
             return None
         if len(kinds) > 1 or kinds[0] not in (1, 2, 3):
             raise UnreadableBitstreamError("a packet does not hold exactly one picture")
@@ -134,6 +135,7 @@ class Mpeg4Parser(_ShownByType):
             elif code == VOP:
                 kinds.append(self._kind(body))
         if not kinds:
+            check_units(data, data.count(START_CODE))
             return None
         if len(kinds) > 1:
             raise UnreadableBitstreamError("a packet holds several pictures")

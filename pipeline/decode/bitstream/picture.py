@@ -36,6 +36,16 @@ class Picture:
     """Decoding from here needs no parameter set but those this packet carries, or that never change."""
 
 
+LONGEST_PLACEHOLDER = 8
+"""Bytes; longer packets without any unit were overwritten."""
+
+
+def check_units(data: bytes, units: int) -> None:
+    """Raise DamagedBitstreamError where a packet has content and none of the units it should consist of."""
+    if not units and len(data) > LONGEST_PLACEHOLDER:
+        raise DamagedBitstreamError("the packet holds nothing that can be read")
+
+
 class BitstreamParser(Protocol):
     """Reads the packets of one stream in decode order."""
 
