@@ -39,12 +39,18 @@ class Outcome:
 
 
 def decode_children(folder: Path, *, videos: int, kills: int, seed: int = 0) -> Outcome:
-    """kill -9 of decoding processes, some of them while they start. The run goes on to its end."""
+    """kill -9 of decoding processes, some of them while they start. The run ends after the last, and by itself."""
     clips = make_clips(folder / "clips", videos)
-    job = Job(corpus=str(clips.folder), store=str(folder / "store"), words=("--decoders", "2"), unit=2)
-    with place() as where:
-        run = where.start(job)
-        with Killer(where.mark, DECODE_CHILD, lambda: fragments(job.store), most=kills, hold_s=0.4, seed=seed) as killer:
+    with place() as where, gate(clips.folder) as corpus:
+        job = Job(
+            corpus=corpus.manifest(folder / "m.jsonl"), store=str(folder / "store"), words=("--decoders", "2"), unit=2
+        )
+        run, done = where.start(job), lambda: fragments(job.store)
+        with Killer(where.mark, DECODE_CHILD, done, most=kills, within_s=0.3, hold_s=0.4, seed=seed) as killer:
+            for number in range(kills):
+                corpus.let(videos * (number + 1) // (kills + 1))
+                wait_until(lambda number=number: killer.kills > number, run)
+            corpus.let()
             disturbed = ended(run)
     runs = [disturbed, again(job)]
     found = check(job.store, clips)

@@ -98,9 +98,10 @@ class Killer:
         while self.kills < self.most and not self._stop.is_set():
             victims = processes(self.mark, self.pattern)
             if victims and self.progress() > before:
-                before = self.progress()
                 self._stop.wait(self.random.uniform(0, self.within_s))
-                self.kills += held(self.random.choice(victims), self.hold_s)
+                if held(self.random.choice(victims), self.hold_s):
+                    before = self.progress()
+                    self.kills += 1
             self._stop.wait(0.1)
 
 

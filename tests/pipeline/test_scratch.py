@@ -27,7 +27,7 @@ from pipeline.decode.stage import Decode
 from pipeline.schema import CORPUS
 rows = [{"video_id": "v", "uri": sys.argv[1], "source_hint": "{}"}]
 with Decode(DecodeConfig(deadline_s=3600), side_px=32) as stage:
-    stage(pa.Table.from_pylist(rows, schema=CORPUS))
+    print(stage(pa.Table.from_pylist(rows, schema=CORPUS)).drop_columns(["frames"]).to_pylist())
 """
 
 
@@ -40,10 +40,13 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def has_decoder(pid: int) -> bool:
-    """Tell whether a process has started its decoder: one that is only forked still holds the lock of its parent's folder."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return any(b"pipeline.decode.worker" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+def has_decoder(group: int) -> bool:
+    """Tell whether a process group has started its decoder: before, it holds the lock of its parent's folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(process.name)) == group and b"pipeline.decode.worker" in (process / "cmdline").read_bytes():
+                return True
+    return False
 
 
 @contextlib.contextmanager
@@ -51,10 +54,14 @@ def decoding(video: Path, disk: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that decodes a video for long; yields once its decoder has it. Its group ends with the block."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(disk), "OMP_NUM_THREADS": "1"}
     before = set(disk.glob("*/video"))
-    process = subprocess.Popen([sys.executable, "-c", DECODES, str(video)], env=environment, start_new_session=True)
+    said = disk.parent / f"said-{len(before)}"
+    with said.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", DECODES, str(video)], env=environment, stdout=out, stderr=out, start_new_session=True
+        )
     try:
         while not (set(disk.glob("*/video")) - before and has_decoder(process.pid)):
-            assert process.poll() is None
+            assert process.poll() is None, said.read_text()
             time.sleep(0.02)
         yield process
     finally:

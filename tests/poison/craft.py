@@ -139,6 +139,7 @@ def _encoded(side_px: int, frames: int) -> list[bytes]:
     context.width = context.height = side_px
     context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, 30), Fraction(30)
     context.options = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "auto-alt-ref": "0"}
+    context.options |= {"error-resilient": "1"}  # a packet that is repeated can be decoded
     packets = []
     for number in range(frames):
         frame = av.VideoFrame(side_px, side_px, "yuv420p")
