@@ -45,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         sys.stderr.write(f"framefold: unknown command {name!r}, expected one of {', '.join(COMMANDS)}\n")
         return 2
+    home = "jobs.bench" if name == "bench" else f"jobs.commands.{name}"
     try:
-        code: int = importlib.import_module(f"jobs.{name}").main(arguments[1:])
+        code: int = importlib.import_module(home).main(arguments[1:])
     except KeyboardInterrupt:  # while libraries load; a job that began has its own answer
         sys.stderr.write("framefold: stopped; run the same command again to go on\n")
         code = 3

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from reducers.base import KEPT, BudgetError, Capture, ReducedTokens, ReducerError, VisualTokens, check_finite
-from reducers.budgets import allocate, share_to_count
-from reducers.hired import HiRed, best_attended, region_sums
-from reducers.ranking import ranked
+from reducers.methods.hired import HiRed, best_attended, region_sums
+from reducers.ops.budgets import allocate, share_to_count
+from reducers.ops.ranking import ranked
 
 EARLY = Capture(kind="cls_attn", block="first", heads="sum")
 """What budgets are shared by, besides `HiRed.late`."""

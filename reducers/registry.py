@@ -5,26 +5,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from reducers.base import Reducer, ReducerError, ReducerSpecError
-from reducers.compose import Composed, CompositionConfig, Part
-from reducers.dycoke import DyCoke, DyCokeConfig
-from reducers.evs import Evs, EvsConfig
-from reducers.fastvid import FastVid, FastVidConfig
-from reducers.flashvid import FlashVid, FlashVidConfig
-from reducers.grids import Sequential, SequentialConfig, Spatial, SpatialConfig
-from reducers.hired import HiRed, HiRedConfig
-from reducers.holitom import HoliTom, HoliTomConfig
-from reducers.nest import Nest
-from reducers.nest_order import NestConfig
-from reducers.none import NoneConfig, NoReduction
-from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.compose.composition import Composed, CompositionConfig, Part
+from reducers.compose.selectors import FIRST
+from reducers.compose.spenders import SECOND
+from reducers.methods.dycoke import DyCoke, DyCokeConfig
+from reducers.methods.evs import Evs, EvsConfig
+from reducers.methods.fastvid import FastVid, FastVidConfig
+from reducers.methods.flashvid import FlashVid, FlashVidConfig
+from reducers.methods.grids import Sequential, SequentialConfig, Spatial, SpatialConfig
+from reducers.methods.hired import HiRed, HiRedConfig
+from reducers.methods.holitom import HoliTom, HoliTomConfig
+from reducers.methods.none import NoneConfig, NoReduction
+from reducers.methods.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.methods.tome import ToMe, ToMeConfig
+from reducers.methods.trim import Trim, TrimConfig
+from reducers.methods.unicomp import UniComp, UniCompConfig
+from reducers.methods.vcast import VCast, VCastConfig
+from reducers.methods.visionzip import VisionZip, VisionZipConfig
+from reducers.nest.order import NestConfig
+from reducers.nest.reducer import Nest
 from reducers.spec import Term, arguments, terms, type_name
-from reducers.spending import SECOND
-from reducers.stages import FIRST
-from reducers.tome import ToMe, ToMeConfig
-from reducers.trim import Trim, TrimConfig
-from reducers.unicomp import UniComp, UniCompConfig
-from reducers.vcast import VCast, VCastConfig
-from reducers.visionzip import VisionZip, VisionZipConfig
 
 METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
     "none": (NoneConfig, NoReduction),

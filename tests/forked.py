@@ -14,8 +14,9 @@ from multiprocessing import forkserver, get_context
 from pathlib import Path
 
 LOADED = [
-    *("jobs.answer", "jobs.caption", "jobs.encode", "jobs.evaluate", "jobs.store"),
-    *("pipeline.engine", "pipeline.joint", "pipeline.vision", "reducers.registry", "s3fs"),
+    *("jobs.answer", "jobs.caption", "jobs.encode", "jobs.commands.evaluate", "jobs.commands.store"),
+    *("pipeline.engines.transformers_engine", "pipeline.models.clip_space", "pipeline.models.tower"),
+    *("reducers.registry", "s3fs"),
 ]
 
 

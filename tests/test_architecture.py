@@ -16,18 +16,18 @@ HOMES = {
     "tyro": ("jobs/",),
     "decord": ("pipeline/decode/decord_reader.py", "jobs/bench/"),
     "transformers": (
-        "pipeline/vision.py",
-        "pipeline/joint.py",
-        "pipeline/engine.py",
-        "pipeline/roomy.py",
-        "pipeline/steps.py",
-        "pipeline/engine_vllm.py",
-        "pipeline/llama_export.py",
-        "pipeline/checkpoint.py",
-        "pipeline/shapes/",
+        "pipeline/models/tower.py",
+        "pipeline/models/clip_space.py",
+        "pipeline/engines/transformers_engine.py",
+        "pipeline/engines/kv_cache.py",
+        "pipeline/engines/generation.py",
+        "pipeline/engines/vllm_engine.py",
+        "pipeline/models/llama_export.py",
+        "pipeline/models/checkpoint.py",
+        "pipeline/synthetic/",
         "jobs/bench/",
     ),
-    "vllm": ("pipeline/engine_vllm.py", "pipeline/vllm_settings.py"),
+    "vllm": ("pipeline/engines/vllm_engine.py", "pipeline/engines/vllm_config.py"),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "joblib"}
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs import launch
-from jobs.answer import AnswerJob
-from jobs.caption import CaptionJob
-from jobs.catalogue import markdown
 from jobs.cli import COMMANDS
-from jobs.encode import EncodeJob
-from jobs.evaluate import EvaluateJob
-from jobs.train import TrainJob
-from pipeline.engine import STATUSES
+from jobs.commands.answer import AnswerJob
+from jobs.commands.caption import CaptionJob
+from jobs.commands.encode import EncodeJob
+from jobs.commands.evaluate import EvaluateJob
+from jobs.commands.train import TrainJob
+from jobs.docs_gen.catalogue import markdown
+from jobs.runtime import launch
+from pipeline.engines.transformers_engine import STATUSES
 from pipeline.errors import VIDEO_CODES
 from reducers.registry import names, parse
 

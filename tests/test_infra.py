@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import launch
-from jobs.answer import AnswerJob
-from jobs.caption import CaptionJob
-from jobs.encode import EncodeJob
+from jobs.commands.answer import AnswerJob
+from jobs.commands.caption import CaptionJob
+from jobs.commands.encode import EncodeJob
+from jobs.runtime import launch
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"

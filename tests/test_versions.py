@@ -15,14 +15,15 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from pipeline import joint, selection
-from pipeline.checkpoint import Checkpoint
-from pipeline.entries import Entry, StoredOrder
-from pipeline.selection import original_positions, trimmed
-from reducers import nest_cut
+from pipeline.answer.stage import token_selection as selection
+from pipeline.answer.token_selection import original_positions, trimmed
+from pipeline.models import clip_space as joint
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.store.entries import Entry, StoredOrder
 from reducers.base import ReducedTokens, VisualTokens
-from reducers.nest_cut import StoredNest
-from reducers.nest_order import NestConfig
+from reducers.nest.cut import StoredNest
+from reducers.nest.order import NestConfig
+from reducers.nest.reducer import cut as nest_cut
 from reducers.registry import parse
 from tests.reducers.test_invariants import SPECS, reduce, tokens
 
@@ -132,7 +133,7 @@ def test_nothing_is_recorded_that_no_code_gives_any_more() -> None:
 
 def test_a_question_of_the_bundled_model_is_the_vector_that_its_version_stands_for() -> None:
     """Blanks are noise, the end of a long question is cut, and the length of a vector is the tower's."""
-    space = joint.JointSpace.open(Checkpoint.open(str(ROOT / "pipeline" / "shapes" / "checkpoint")))
+    space = joint.JointSpace.open(Checkpoint.open(str(ROOT / "pipeline" / "synthetic" / "checkpoint")))
     one, same, long = space.embed(["where is the red ring", "  where is  the red ring ", "red " * 200])
     assert torch.equal(one, same)
     found = [*one[:4].tolist(), float(one.norm()), float(long.norm())]

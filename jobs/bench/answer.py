@@ -19,13 +19,13 @@ from jobs.bench.answer_setting import AnswerBench, Setting
 from jobs.bench.geometry import FRAMES, LANGUAGE, PRESETS, VISION
 from jobs.bench.machine import describe, peak_bytes, reset_peak, say
 from jobs.bench.roofline import read_flops, tower_flops
-from jobs.launch import Report, launch
-from pipeline.checkpoint import Checkpoint
+from jobs.runtime.launch import Report, launch
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
-from pipeline.engine import VideoQuestions
-from pipeline.prompts import PromptTemplate
-from pipeline.vllm_settings import installed_vllm
+from pipeline.engines.transformers_engine import VideoQuestions
+from pipeline.engines.vllm_config import installed_vllm
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.prompts import PromptTemplate
 
 OURS = "framefold answer"
 
@@ -145,7 +145,7 @@ def _with_transformers(setting: Setting) -> Arm:
 
 def _with_vllm(setting: Setting) -> list[Arm]:
     """The same stage with vLLM's prefix cache instead of ours, from both stores; its cache is empty when the clock starts."""
-    from pipeline.engine_vllm import VllmEngine
+    from pipeline.engines.vllm_engine import VllmEngine
 
     job, language = setting.job, LANGUAGE[PRESETS[setting.job.preset][1]]
     setting.release()

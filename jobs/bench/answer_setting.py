@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration
 
-from jobs import shapes
 from jobs.bench.geometry import write_checkpoint
-from pipeline.answer import Answer, AnswerConfig
-from pipeline.answers import QUESTIONS_ASKED
-from pipeline.checkpoint import Checkpoint
-from pipeline.corpus import read_corpus
+from jobs.commands import shapes
+from pipeline.answer.answer_store import QUESTIONS_ASKED
+from pipeline.answer.stage import Answer, AnswerConfig
+from pipeline.corpus.listing import read_corpus
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
-from pipeline.device import StepKind, check_present, device_here
-from pipeline.encode import Encode, EncodeConfig, encode_spec
-from pipeline.engine import Engine, TransformersEngine
+from pipeline.encode.local_runner import encode_units
+from pipeline.encode.stage import Encode, EncodeConfig, encode_spec
+from pipeline.engines.transformers_engine import Engine, TransformersEngine
+from pipeline.engines.vllm_config import installed_vllm, require_vllm
 from pipeline.errors import check_at_least_one
-from pipeline.local import encode_units
-from pipeline.prompts import PromptTemplate
-from pipeline.shapes.model import WORDS
-from pipeline.store import Commit, TokenStore
-from pipeline.vllm_settings import installed_vllm, require_vllm
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.device import StepKind, check_present, device_here
+from pipeline.models.prompts import PromptTemplate
+from pipeline.store.token_store import Commit, TokenStore
+from pipeline.synthetic.model import WORDS
 
 
 @dataclass(frozen=True, kw_only=True)

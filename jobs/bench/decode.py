@@ -17,7 +17,7 @@ from jobs.bench.decode_lane import Cost, Lane, MethodFailedError, MethodMissingE
 from jobs.bench.decode_methods import DECORD, EXACT, METHODS, Frames, differing
 from jobs.bench.decode_set import QUICK, SETS, written
 from jobs.bench.machine import describe, say
-from jobs.launch import Report, launch, with_values
+from jobs.runtime.launch import Report, launch, with_values
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.worker_client import DecodeChild
 from pipeline.errors import ConfigError, VideoError, check_at_least_one

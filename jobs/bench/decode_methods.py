@@ -9,10 +9,10 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.corpus.fetch import HEAD_BYTES, demuxer_of
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.sampling import frame_indices
 from pipeline.decode.video_file import read_clip
-from pipeline.sources import HEAD_BYTES, demuxer_of
 
 Frames = npt.NDArray[np.uint8]
 Method = Callable[[Path, int], Frames]

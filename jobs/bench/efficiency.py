@@ -15,8 +15,8 @@ from transformers import VideoLlavaForConditionalGeneration
 from jobs.bench.geometry import LANGUAGE, PRESETS, write_checkpoint
 from jobs.bench.machine import describe, say
 from jobs.bench.roofline import MACHINES, Prefill, prefill
-from jobs.launch import Report, launch
-from pipeline.device import device_here
+from jobs.runtime.launch import Report, launch
+from pipeline.models.device import device_here
 
 QUESTION_TOKENS = 40
 """Of the prompt besides the visual tokens."""

@@ -11,18 +11,18 @@ from typing import Literal
 import torch
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from jobs import encode, shapes
 from jobs.bench.geometry import FRAMES, PRESETS, VISION, write_checkpoint
 from jobs.bench.machine import describe, say
 from jobs.bench.roofline import tower_flops
-from jobs.cluster import ClusterConfig, cluster
-from jobs.encode import EncodeJob
-from jobs.launch import Report, launch
-from pipeline.checkpoint import Checkpoint
-from pipeline.device import check_present
-from pipeline.encode import EncodeConfig
+from jobs.commands import encode, shapes
+from jobs.commands.encode import EncodeJob
+from jobs.runtime.cluster import ClusterConfig, cluster
+from jobs.runtime.launch import Report, launch
+from pipeline.encode.stage import EncodeConfig
 from pipeline.errors import check_at_least_one
-from pipeline.vision import Tower
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.device import check_present
+from pipeline.models.tower import Tower
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
-from pipeline.shapes.model import BOS, EOS, IMAGE, PAD, VIDEO, build_tokenizer
+from pipeline.synthetic.model import BOS, EOS, IMAGE, PAD, VIDEO, build_tokenizer
 
 VISION = {
     "demo": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 5, "num_attention_heads": 2, "image_size": 64,

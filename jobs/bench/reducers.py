@@ -19,13 +19,13 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from jobs.bench.geometry import FRAMES, VISION
 from jobs.bench.machine import describe, say
-from jobs.launch import Report, launch
+from jobs.runtime.launch import Report, launch
 from pipeline.errors import ConfigError
-from pipeline.merging import merge_blocks
-from pipeline.vision import DTYPES, blocks_to_run, capture_tower
+from pipeline.models.token_merging import merge_blocks
+from pipeline.models.tower import DTYPES, blocks_to_run, capture_tower
 from reducers.base import Capture, Reducer, TextQuery, VisualTokens
+from reducers.methods.tome import ToMe, match, merge
 from reducers.registry import names, parse
-from reducers.tome import ToMe, match, merge
 
 JOINT = 768
 """Width of the joint image-text space."""

@@ -16,14 +16,14 @@ from torch import Tensor
 from jobs.bench.geometry import LANGUAGE, PRESETS, config_of, random_model
 from jobs.bench.machine import describe, say
 from jobs.bench.roofline import weights
-from jobs.launch import Report, launch
-from pipeline.device import StepKind, check_present, device_here
-from pipeline.engine import TransformersEngine, VideoQuestions
+from jobs.runtime.launch import Report, launch
+from pipeline.engines.generation import Rows, Steps
+from pipeline.engines.transformers_engine import TransformersEngine, VideoQuestions
 from pipeline.errors import check_at_least_one
-from pipeline.prompts import PromptTemplate
-from pipeline.shapes.model import WORDS, build_tokenizer
-from pipeline.steps import Rows, Steps
-from pipeline.vision import DTYPES
+from pipeline.models.device import StepKind, check_present, device_here
+from pipeline.models.prompts import PromptTemplate
+from pipeline.models.tower import DTYPES
+from pipeline.synthetic.model import WORDS, build_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Watched:
         self.done_s: list[float] = []
 
     def say(self, rows: Rows, longest: int) -> Iterator[Tensor]:
-        """See `pipeline.steps.Steps`."""
+        """See `pipeline.engines.generation.Steps`."""
         self.done_s = []
         for next_B in self.steps.say(rows, longest):
             if next_B.is_cuda:
@@ -95,7 +95,7 @@ class Watched:
             yield next_B
 
     def forget(self) -> None:
-        """See `pipeline.steps.Steps`."""
+        """See `pipeline.engines.generation.Steps`."""
         self.steps.forget()
 
     @property

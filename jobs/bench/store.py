@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.bench.machine import describe, say
-from jobs.launch import Report, launch
+from jobs.runtime.launch import Report, launch
 from pipeline.errors import check_at_least_one
-from pipeline.parquet import open_parquet
 from pipeline.schema import CORPUS, ENCODED
-from pipeline.store import TokenStore
+from pipeline.storage.parquet_io import open_parquet
+from pipeline.store.token_store import TokenStore
 
 UNIT = 128
 SPEC: dict[str, Any] = {"schema_version": 1, "reducer": {"name": "none", "version": 1}, "tower": {"weights_sha256": "none"}}

@@ -13,12 +13,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from jobs.bench.geometry import VISION
 from jobs.bench.machine import describe, say
-from jobs.launch import Report, launch
-from pipeline.device import device_here
+from jobs.runtime.launch import Report, launch
 from pipeline.errors import ConfigError, check_at_least_one
-from pipeline.merging import merge_blocks
-from pipeline.vision import DTYPES, blocks_to_run, capture_tower
-from reducers.tome import ToMe, ToMeConfig
+from pipeline.models.device import device_here
+from pipeline.models.token_merging import merge_blocks
+from pipeline.models.tower import DTYPES, blocks_to_run, capture_tower
+from reducers.methods.tome import ToMe, ToMeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

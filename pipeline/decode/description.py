@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.corpus.span import Span
 from pipeline.decode.facts import ClipFacts, Damage, Hidden, Part, PlannedRun, RandomAccess, StreamFacts
 from pipeline.decode.order import DisplayOrder
 from pipeline.decode.orientation import display_matrix
 from pipeline.decode.plan import runs_for
 from pipeline.decode.proof import GAP
 from pipeline.decode.reader import UnprovenError, Walk, read_runs
-from pipeline.decode.sampling import Span
 from pipeline.decode.scan import Packet, Scan
 from pipeline.decode.timeline import LOST, Timeline
 from pipeline.decode.video_file import Clip, Sample, VideoFile, available

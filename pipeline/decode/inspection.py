@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.corpus.fetch import Fetched, fetch
+from pipeline.corpus.segments import escaped, file_of
+from pipeline.corpus.span import Span
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.facts import ClipFacts, Part, StreamFacts, from_json
-from pipeline.decode.sampling import Span
 from pipeline.decode.tempdirs import scratch, sweep
 from pipeline.decode.worker_client import DecodeChild
 from pipeline.errors import ConfigError, VideoError
 from pipeline.names import local_path
-from pipeline.reach import check_reachable
-from pipeline.segments import escaped, file_of
-from pipeline.sources import Fetched, fetch
+from pipeline.storage.preflight import check_reachable
 
 F = TypeVar("F", StreamFacts, ClipFacts)
 SEGMENT = re.compile(r"(?P<name>.+)#t=(?P<start>\d+(?:\.\d+)?),(?P<end>\d+(?:\.\d+)?)", re.DOTALL)

@@ -6,8 +6,6 @@ from typing import Literal
 from pipeline.errors import ConfigError
 
 Policy = Literal["linspace", "arange", "keyframe"]
-Span = tuple[float, float]
-"""Start and end of a part of a video, in seconds."""
 
 
 def frame_indices(total: int, frames: int, policy: Policy = "linspace") -> list[int]:

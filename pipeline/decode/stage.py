@@ -9,14 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.corpus.fetch import Fetched, fetch
+from pipeline.corpus.segments import DURATIONS, file_of, span_of
+from pipeline.corpus.span import Span
 from pipeline.decode.config import DecodeConfig
-from pipeline.decode.sampling import Span
 from pipeline.decode.tempdirs import scratch, sweep
 from pipeline.errors import VideoError
 from pipeline.redaction import redact, secrets_of
 from pipeline.schema import DECODED
-from pipeline.segments import DURATIONS, file_of, span_of
-from pipeline.sources import Fetched, fetch
 
 
 class Decode:

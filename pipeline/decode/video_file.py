@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.corpus.span import Span
 from pipeline.decode import decord_reader
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.container import Limits
@@ -22,7 +23,7 @@ from pipeline.decode.order import DisplayOrder, display_order, display_times
 from pipeline.decode.orientation import IDENTITY, display_matrix, upright
 from pipeline.decode.plan import runs_for
 from pipeline.decode.reader import UnprovenError, Walk, read_runs
-from pipeline.decode.sampling import Span, frame_indices, snapped
+from pipeline.decode.sampling import frame_indices, snapped
 from pipeline.decode.scan import Scan, scan
 from pipeline.decode.timeline import LOST, Timeline, decoded_timeline, planned_timeline
 from pipeline.errors import VideoError

@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.corpus.span import Span
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.facts import Part
-from pipeline.decode.sampling import Span
 from pipeline.errors import PipelineError, VideoError
 
 START_S = 120.0

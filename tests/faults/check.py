@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.filesystem import list_files, open_root, read_bytes
-from pipeline.index import parse_fragment
-from pipeline.store import TokenStore
-from pipeline.verify import verify
+from pipeline.storage.filesystem import list_files, open_root, read_bytes
+from pipeline.store.index import parse_fragment
+from pipeline.store.token_store import TokenStore
+from pipeline.store.verify import verify
 from tests.faults.clips import Clips
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tests.faults.killing import MARK, STAGES, end_all, processes
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "pipeline" / "shapes" / "checkpoint"
+MODEL = ROOT / "pipeline" / "synthetic" / "checkpoint"
 WAIT_S = 1000.0
 
 
@@ -108,7 +108,7 @@ def ended(process: subprocess.Popen[str]) -> Ended:
 
 def again(job: Job) -> Ended:
     """Run the same command in this process, which has loaded the libraries."""
-    from jobs.encode import main
+    from jobs.commands.encode import main
 
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         code = main(job.arguments[1:])

@@ -11,15 +11,15 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline.answers import AnswerStore
+from pipeline.answer.answer_store import AnswerStore
+from pipeline.answer.caption_runs import Views
+from pipeline.corpus.fetch import fetch
+from pipeline.corpus.segments import Durations
 from pipeline.errors import StoreError, VideoError
-from pipeline.filesystem import create_exclusive, list_files, open_root, read_bytes, read_many, renew, write_whole
-from pipeline.judge_store import ReplyStore
-from pipeline.segments import Durations
-from pipeline.sources import fetch
-from pipeline.store import TokenStore
-from pipeline.verify import verify
-from pipeline.views import Views
+from pipeline.evaluate.judge_store import ReplyStore
+from pipeline.storage.filesystem import create_exclusive, list_files, open_root, read_bytes, read_many, renew, write_whole
+from pipeline.store.token_store import TokenStore
+from pipeline.store.verify import verify
 from tests.command import framefold, report
 from tests.faults import storage
 from tests.faults.clips import make_clips
@@ -104,7 +104,7 @@ def test_a_video_is_not_blamed_for_what_storage_sends_in_its_place(
 
 def test_a_server_that_never_stores_is_an_error(s3_port: int, bucket: tuple[str, dict[str, Any]], monkeypatch: Any) -> None:
     """200 to every PUT, and nothing there: no commit is believed."""
-    monkeypatch.setattr("pipeline.patience.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("pipeline.storage.retry.FIRST_WAIT_S", 0.01)
     with LyingProxy(s3_port, "page", bucket[1]) as proxy:
         monkeypatch.setattr(proxy, "seen", Nothing())
         fs, root = open_root(bucket[0], storage.options(proxy.port))
@@ -121,11 +121,11 @@ class Nothing(set[Any]):
 
 WRITER = """
 import json, sys
-from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore
-from pipeline.judge_store import ReplyStore
-from pipeline.segments import Durations
-from pipeline.store import TokenStore
-from pipeline.views import View, Views
+from pipeline.answer.answer_store import ANSWERS, QUESTIONS_ASKED, AnswerStore
+from pipeline.evaluate.judge_store import ReplyStore
+from pipeline.corpus.segments import Durations
+from pipeline.store.token_store import TokenStore
+from pipeline.answer.caption_runs import View, Views
 from tests.tables import SPEC, encoded, row
 import pyarrow as pa
 url, options, units = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.faults import faults
 from tests.tables import SPEC, corpus, encoded, failed
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from pipeline.corpus.fetch import fetch
 from pipeline.errors import StoreError, VideoError
-from pipeline.filesystem import create_exclusive, list_files, read_bytes, read_many, size_of
-from pipeline.sources import fetch
+from pipeline.storage.filesystem import create_exclusive, list_files, read_bytes, read_many, size_of
 from tests import s3
 from tests.faults import storage
 from tests.faults.proxy import FaultProxy
@@ -53,7 +53,7 @@ def test_storage_that_stays_broken_is_one_clear_error(
     s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A StoreError for the store, UNREADABLE for a video; never an error of some driver. As many tries as ever, sooner."""
-    monkeypatch.setattr("pipeline.patience.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("pipeline.storage.retry.FIRST_WAIT_S", 0.01)
     with FaultProxy(s3_port, {"reset": 1.0}) as proxy:
         fs = fsspec.filesystem("s3", skip_instance_cache=True, **storage.options(proxy.port))
         with pytest.raises(StoreError, match=r"tests/x\.parquet: cannot be written"):

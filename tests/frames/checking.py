@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.corpus.fetch import demuxer_of
+from pipeline.corpus.span import Span
 from pipeline.decode.config import DecodeConfig
-from pipeline.decode.sampling import Span, frame_indices
+from pipeline.decode.sampling import frame_indices
 from pipeline.decode.video_file import Clip, VideoFile
 from pipeline.errors import VideoError
-from pipeline.sources import demuxer_of
 from tests.frames.numbered import numbers_of
 from tests.frames.writing import sequential
 

@@ -8,11 +8,11 @@ import av
 import numpy as np
 import pytest
 
+from pipeline.corpus.start_codes import elementary_demuxer, is_transport_stream
 from pipeline.decode.decord_reader import refusal
 from pipeline.decode.order import DisplayOrder
 from pipeline.decode.plan import runs_for
 from pipeline.decode.sampling import frame_indices, snapped
-from pipeline.decode.start_codes import elementary_demuxer, is_transport_stream
 from pipeline.decode.video_file import VideoFile
 from tests.frames.checking import clip_of, opened
 from tests.frames.numbered import numbers_of

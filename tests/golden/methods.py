@@ -8,19 +8,19 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from pipeline.merging import merge_blocks
-from pipeline.vision import capture_tower
-from reducers.attention import cls_attention, mean_over_heads, received_attention
+from pipeline.models.token_merging import merge_blocks
+from pipeline.models.tower import capture_tower
 from reducers.base import AGGREGATE, CONTEXTUAL, KEPT, Capture, ReducedTokens, TextQuery, VisualTokens
-from reducers.budgets import allocate
-from reducers.grids import sequential_indices, spatial_indices
-from reducers.hired import best_attended
 from reducers.hired_image import HiRedImageConfig, partition_masks, stitched
-from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
-from reducers.ranking import upper_fence
-from reducers.tome import match, merge, schedule
-from reducers.trim import Trim, TrimConfig, text_scores
-from reducers.visionzip import VisionZip, VisionZipConfig
+from reducers.methods.grids import sequential_indices, spatial_indices
+from reducers.methods.hired import best_attended
+from reducers.methods.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.methods.tome import match, merge, schedule
+from reducers.methods.trim import Trim, TrimConfig, text_scores
+from reducers.methods.visionzip import VisionZip, VisionZipConfig
+from reducers.ops.attention import cls_attention, mean_over_heads, received_attention
+from reducers.ops.budgets import allocate
+from reducers.ops.ranking import upper_fence
 from tests.golden.cases import Case
 from tests.golden.video_methods import METHODS as VIDEO
 

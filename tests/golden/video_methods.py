@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from reducers.base import CONTEXTUAL
-from reducers.dycoke import DyCokeConfig, dycoke
-from reducers.evs import EvsConfig, evs
-from reducers.fastvid import FastVidConfig, anchor_frames, fastvid, segment_of
-from reducers.fit import Budget, Clip
-from reducers.flashvid import FlashVidConfig, flashvid
-from reducers.holitom import HoliTomConfig, holitom, saved, windows
-from reducers.ranking import adjacent_likeness, normalised
-from reducers.unicomp import UniCompConfig, frame_groups, group_budgets, unicomp
-from reducers.vcast import VCastConfig, curvature, frame_budgets, vcast
+from reducers.methods.dycoke import DyCokeConfig, dycoke
+from reducers.methods.evs import EvsConfig, evs
+from reducers.methods.fastvid import FastVidConfig, anchor_frames, fastvid, segment_of
+from reducers.methods.flashvid import FlashVidConfig, flashvid
+from reducers.methods.holitom import HoliTomConfig, holitom, saved, windows
+from reducers.methods.unicomp import UniCompConfig, frame_groups, group_budgets, unicomp
+from reducers.methods.vcast import VCastConfig, curvature, frame_budgets, vcast
+from reducers.ops.clip_budget import Budget, Clip
+from reducers.ops.ranking import adjacent_likeness, normalised
 from tests.golden.cases import Case
 
 Outputs = dict[str, Tensor]

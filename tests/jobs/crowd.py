@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from jobs.cluster import JOBS, ClusterConfig, blocks, cluster, share, source, through, turn
+from jobs.runtime.cluster import JOBS, ClusterConfig, blocks, cluster, share, source, through, turn
 
 CONFIG = ClusterConfig(address="this one")
 """Not looked at, for Ray runs already; but no private cluster."""

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.answer import AnswerJob
-from pipeline.answer import ENGINES, AnswerConfig, answer_spec
-from pipeline.checkpoint import Checkpoint
-from pipeline.engine import TransformersEngine
-from pipeline.engine_vllm import VllmEngine
+from jobs.commands.answer import AnswerJob
+from pipeline.answer.stage import ENGINES, AnswerConfig, answer_spec
+from pipeline.engines.transformers_engine import TransformersEngine
+from pipeline.engines.vllm_config import VllmConfig
+from pipeline.engines.vllm_engine import VllmEngine
 from pipeline.errors import ConfigError
-from pipeline.vllm_settings import VllmConfig
+from pipeline.models.checkpoint import Checkpoint
 from tests import command
 from tests.command import ROOT, environment, report
 
-MODEL = str(ROOT / "pipeline" / "shapes" / "checkpoint")
+MODEL = str(ROOT / "pipeline" / "synthetic" / "checkpoint")
 INSTALLED = find_spec("vllm") is not None
 UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 

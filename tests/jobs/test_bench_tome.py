@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from jobs.bench.tome import main, merged, tome_savings
-from pipeline.checkpoint import Checkpoint
-from pipeline.vision import Tower
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.tower import Tower
+from reducers.methods.tome import ToMe
 from reducers.registry import parse
-from reducers.tome import ToMe
 from tests.models import tiny_checkpoint
 
 

@@ -9,17 +9,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from jobs.calibrate import CalibrateJob, main, run
-from jobs.demo import MODEL
-from pipeline.calibrate import draw
-from pipeline.checkpoint import Checkpoint
+from jobs.commands.calibrate import CalibrateJob, main, run
+from jobs.commands.demo import MODEL
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
+from pipeline.encode.calibration import draw
 from pipeline.errors import ConfigError
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.tower import Tower
 from pipeline.schema import CORPUS
-from pipeline.shapes.corpus import write_corpus
-from pipeline.vision import Tower
-from reducers.ranking import adjacent_likeness
+from pipeline.synthetic.corpus import write_corpus
+from reducers.ops.ranking import adjacent_likeness
 from reducers.registry import parse
 
 VIDEOS = Path(__file__).parents[1] / "videos"

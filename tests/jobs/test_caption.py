@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import caption, chat, encode
-from jobs.caption import CaptionJob
-from jobs.chat import ChatJob
-from jobs.cluster import ClusterConfig
-from jobs.encode import EncodeJob
-from pipeline.answer import AnswerConfig
-from pipeline.captions import CAPTIONS, Cue, file_name, srt, vtt, write
-from pipeline.encode import EncodeConfig
+from jobs.commands import caption, chat, encode
+from jobs.commands.caption import CaptionJob
+from jobs.commands.chat import ChatJob
+from jobs.commands.encode import EncodeJob
+from jobs.runtime.cluster import ClusterConfig
+from pipeline.answer.captions import CAPTIONS, Cue, file_name, srt, vtt, write
+from pipeline.answer.stage import AnswerConfig
+from pipeline.answer.token_selection import SelectConfig
+from pipeline.corpus.segments import segment_rows, span_of, spans
+from pipeline.encode.stage import EncodeConfig
 from pipeline.errors import ConfigError
-from pipeline.segments import segment_rows, span_of, spans
-from pipeline.selection import SelectConfig
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.models import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -273,8 +273,8 @@ def test_captions_on_ray_are_those_of_one_process(model: str, corpus: Path, tmp_
 
 def test_a_store_shows_how_much_of_a_video_a_budget_explains(model: str, corpus: Path, tmp_path: Path) -> None:
     """The curve rises to what the whole order explains."""
-    from jobs.store import StoreJob
-    from jobs.store import run as look
+    from jobs.commands.store import StoreJob
+    from jobs.commands.store import run as look
 
     config = EncodeConfig(model=model, reducer="nest(keep=64,superset=64)", device="cpu")
     encode.run(EncodeJob(corpus=str(corpus), store=str(tmp_path / "store"), encode=config, cluster=LOCAL))

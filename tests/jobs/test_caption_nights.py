@@ -12,10 +12,10 @@ from typing import Any
 import fsspec
 import pytest
 
-from jobs import caption
-from jobs.caption import CaptionJob
-from jobs.cluster import ClusterConfig
-from pipeline.encode import EncodeConfig
+from jobs.commands import caption
+from jobs.commands.caption import CaptionJob
+from jobs.runtime.cluster import ClusterConfig
+from pipeline.encode.stage import EncodeConfig
 from pipeline.errors import ConfigError
 from tests.models import tiny_checkpoint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import COMMANDS
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.command import ROOT, afresh, framefold, report, running
 from tests.gate import gate
 from tests.models import tiny_checkpoint
@@ -204,7 +204,7 @@ def test_the_list_of_commands_names_what_each_can_do() -> None:
     from typing import get_args, get_type_hints
 
     from jobs.bench import BENCHES
-    from jobs.store import StoreJob
+    from jobs.commands.store import StoreJob
 
     for name, verbs in (("store", get_args(get_type_hints(StoreJob)["what"])), ("bench", tuple(BENCHES))):
         assert set(COMMANDS[name].split(": ")[1].split(", ")) == set(verbs)

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.cluster import JOBS, ClusterConfig, blocks, check_share, share, turn
+from jobs.runtime.cluster import JOBS, ClusterConfig, blocks, check_share, share, turn
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 TRY = """
 import sys
 from dataclasses import dataclass
-from jobs.cluster import ClusterConfig, check_gpus, cluster, turn
-from jobs.launch import launch
+from jobs.runtime.cluster import ClusterConfig, check_gpus, cluster, turn
+from jobs.runtime.launch import launch
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

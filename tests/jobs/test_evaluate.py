@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.evaluate import EvaluateJob, read_predictions, run
-from pipeline import metrics
+from jobs.commands.evaluate import EvaluateJob, read_predictions, run
 from pipeline.errors import ConfigError
+from pipeline.evaluate import metrics
 from tests.jobs.scored import QUESTIONS, written
 
 ACTIVITYNET = Path(__file__).parents[2].parent / "shared" / "annotations" / "activitynet-qa"

@@ -9,10 +9,10 @@ from typing import Any
 import fsspec
 import pytest
 
-from jobs.evaluate import EvaluateJob, main, run
+from jobs.commands.evaluate import EvaluateJob, main, run
 from pipeline.errors import ConfigError
-from pipeline.judge import JudgeConfig
-from pipeline.judge_client import EndpointConfig
+from pipeline.evaluate.judge import JudgeConfig
+from pipeline.evaluate.judge_client import EndpointConfig
 from tests import judge_server as does
 from tests.command import ROOT, environment
 from tests.jobs.scored import QUESTIONS, written
@@ -166,7 +166,7 @@ THIRTY = [
 def judging(server: JudgeServer, path: str, **pipes: Any) -> subprocess.Popen[Any]:
     """Score a file of questions and predictions in a process of its own, three requests at a time."""
     flags = [path, "--questions", path, "--judge-url", server.url, "--judge-model", "m", "--judge-concurrency", "3"]
-    command = [sys.executable, "-m", "jobs.evaluate", *flags]
+    command = [sys.executable, "-m", "jobs.commands.evaluate", *flags]
     return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
 
 

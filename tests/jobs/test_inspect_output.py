@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.inspect_text import visible
-from jobs.launch import parse, with_values
-from jobs.strip import FRAMES_PER_ROW, GAP_PX, LINE_PX, stacked, strip
+from jobs.commands.inspect_strip import FRAMES_PER_ROW, GAP_PX, LINE_PX, stacked, strip
+from jobs.commands.inspect_text import visible
+from jobs.runtime.launch import parse, with_values
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.facts import ClipFacts, StreamFacts, from_json
 from pipeline.decode.inspection import Inspection, Inspector
@@ -192,7 +192,7 @@ def test_bare_flag_does_not_take_the_next_video_for_its_value(given_words: list[
 
 def test_every_command_in_its_document_parses() -> None:
     from jobs.bench.decode import DecodeBench
-    from jobs.inspect import InspectJob
+    from jobs.commands.inspect import InspectJob
 
     text = (ROOT / "docs" / "inspect.md").read_text()
     jobs = {"inspect ": InspectJob, "bench decode": DecodeBench}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launch import json_object
+from jobs.runtime.launch import json_object
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,7 @@ OPTIONS = json.dumps({"client_kwargs": {"secret": SECRET}})
 JOB = """
 import logging, sys
 from dataclasses import dataclass
-from jobs.launch import launch, storage_options
+from jobs.runtime.launch import launch, storage_options
 from pipeline.errors import ConfigError, StoreError, VideoError
 
 @dataclass(frozen=True, kw_only=True)

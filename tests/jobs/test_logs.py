@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobs.encode import EncodeJob
-from jobs.launch import parse
-from jobs.logs import log_format, run_id
+from jobs.commands.encode import EncodeJob
+from jobs.runtime.launch import parse
+from jobs.runtime.logs import log_format, run_id
 from pipeline.errors import ConfigError
 from tests.command import ROOT, environment, framefold
 from tests.jobs.test_launch import JOB, SECRET
@@ -22,7 +22,7 @@ MORE = """
 def also(job):
     if job.what == "signal":
         import os, signal
-        from jobs.launch import stop_on_signal
+        from jobs.runtime.launch import stop_on_signal
         with stop_on_signal():
             os.kill(os.getpid(), signal.SIGTERM)
     if job.what == "warning":
@@ -30,7 +30,7 @@ def also(job):
         warnings.warn("a library warns")
     if job.what == "native":
         import os
-        from jobs.logs import native_lines_logged
+        from jobs.runtime.logs import native_lines_logged
         with native_lines_logged():
             os.write(2, b"of a library\\nin C\\n")
             logging.getLogger("x").info("meanwhile")
@@ -161,7 +161,7 @@ def test_an_encode_tells_its_progress_as_numbers_and_its_report_as_before(tmp_pa
     videos = [str(ROOT / "tests" / "videos" / "unordered.mov"), "--store", str(tmp_path / "store")]
     flags = ["--model", model, "--reducer", "spatial(k=4)", "--runner", "local", "--log-format", "json"]
     ran = framefold("encode", *videos, *flags)
-    told = [line for line in lines(ran) if line["logger"] == "jobs.progress"][-1]
+    told = [line for line in lines(ran) if line["logger"] == "jobs.runtime.progress"][-1]
     wanted = {"what": "encode", "done": 1, "total": 1, "failed": 0, "counts": {"committed": 1}, "eta_s": 0.0}
     assert {name: told[name] for name in wanted} == wanted
     assert told["per_s"] > 0

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.metering import BUCKETS, Meter
-from jobs.timing import SPENT, spent, timed
+from jobs.runtime.telemetry import BUCKETS, Meter
+from jobs.runtime.timing import SPENT, spent, timed
 from pipeline.errors import ConfigError
 from tests.command import ROOT, framefold, report
 from tests.models import tiny_checkpoint

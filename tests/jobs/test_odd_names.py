@@ -11,7 +11,7 @@ from pipeline.names import one_line
 from tests.command import ROOT, framefold, report
 
 VIDEO = ROOT / "tests" / "videos" / "testsrc2.mp4"
-MODEL = ["--model", str(ROOT / "pipeline" / "shapes" / "checkpoint"), "--runner", "local"]
+MODEL = ["--model", str(ROOT / "pipeline" / "synthetic" / "checkpoint"), "--runner", "local"]
 REDUCER = ["--reducer", "nest(keep=16,superset=16)"]
 
 NAMES = {

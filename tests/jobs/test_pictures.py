@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.catalogue_text import ABOUT
-from jobs.pictures import (
+from jobs.commands.reducers import ReducersJob, run
+from jobs.docs_gen.catalogue_text import ABOUT
+from jobs.docs_gen.pictures import (
     DROPPED,
     GAP_PX,
     KEPT,
@@ -25,9 +26,8 @@ from jobs.pictures import (
     png,
     states,
 )
-from jobs.reducers import ReducersJob, run
+from reducers.compose.selectors import FIRST
 from reducers.registry import METHODS, parse
-from reducers.stages import FIRST
 from tests.reducers.test_invariants import tokens
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"

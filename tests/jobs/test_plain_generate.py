@@ -10,12 +10,12 @@ from transformers import AutoTokenizer, VideoLlavaForConditionalGeneration
 from transformers.models.video_llava.image_processing_video_llava import VideoLlavaImageProcessor
 
 from pipeline.decode.sampling import frame_indices
-from pipeline.prompts import PromptTemplate
+from pipeline.models.prompts import PromptTemplate
 from tests.command import ROOT, framefold
 from tests.frames.test_kinds import B_FRAMES, HEVC, MPEG4, OPEN
 from tests.frames.writing import Coding, sequential, write
 
-MODEL = ROOT / "pipeline" / "shapes" / "checkpoint"
+MODEL = ROOT / "pipeline" / "synthetic" / "checkpoint"
 CODINGS = {"avi": B_FRAMES, "ts": B_FRAMES, "mp4": OPEN, "mkv": MPEG4, "mov": HEVC}
 """Kinds of file whose frames a decoder by index gets wrong."""
 QUESTIONS = [

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from jobs.cluster import JOBS, ClusterConfig, share
-from jobs.launch import storage_options
-from jobs.progress import Progress
+from jobs.runtime.cluster import JOBS, ClusterConfig, share
+from jobs.runtime.launch import storage_options
+from jobs.runtime.progress import Progress
 from pipeline.errors import ConfigError
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import fsspec
 import pytest
 
-from jobs.cluster import JOBS
-from pipeline.filesystem import open_root
-from pipeline.store import TokenStore
-from pipeline.verify import verify
+from jobs.runtime.cluster import JOBS
+from pipeline.storage.filesystem import open_root
+from pipeline.store.token_store import TokenStore
+from pipeline.store.verify import verify
 from tests.gate import gate
 from tests.jobs.crowd import POOLS
 from tests.models import tiny_checkpoint

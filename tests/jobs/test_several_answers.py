@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.evaluate import EvaluateJob, run
-from pipeline import metrics
-from pipeline.datasets import read_questions
-from pipeline.judge_scores import reference_text
+from jobs.commands.evaluate import EvaluateJob, run
+from pipeline.evaluate import metrics
+from pipeline.evaluate.judge_scores import reference_text
+from pipeline.questions.datasets import read_questions
 from tests.judge_server import JudgeServer
 
 ASKED = [

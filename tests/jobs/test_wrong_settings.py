@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.tables import SPEC
 
 ROOT = Path(__file__).parents[2]
-MODEL = str(ROOT / "pipeline" / "shapes" / "checkpoint")
+MODEL = str(ROOT / "pipeline" / "synthetic" / "checkpoint")
 CLIP = str(ROOT / "tests" / "videos" / "unordered.mov")
 ENCODE = ["encode", CLIP, "--store", "{out}", "--model", MODEL]
 CAPTION = ["caption", CLIP, "--store", "{out}", "--out", "{out}-captions", "--model", MODEL]

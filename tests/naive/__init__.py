@@ -17,7 +17,7 @@ __all__ = ["NAIVE", "Token", "Video", "merge_step", "video_of"]
 
 def unicomp(video: Video, config: Any) -> list[Token]:
     """UniComp, on keys where they are the metric."""
-    from reducers.unicomp import UniComp
+    from reducers.methods.unicomp import UniComp
 
     return budget.run(video, config, over_time.unicomp, UniComp.keys if config.metric == "keys" else None)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from reducers.fit import ATTENTION
+from reducers.ops.clip_budget import ATTENTION
 from tests.naive.common import Row, Token, Video, by_score, cosine, mean
 
 

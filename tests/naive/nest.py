@@ -1,6 +1,6 @@
 """`nest` from REDUCERS_VIDEO.md sections 7.1 and 7.2: plain greedy that looks at every patch for every rank.
 
-Kernel and mass are rounded to 2**-16, as `reducers.nest_order` says it departs.
+Kernel and mass are rounded to 2**-16, as `reducers.nest.order` says it departs.
 """
 
 import math

@@ -7,9 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reducers.base import BudgetError, ReducedTokens, TextQuery, VisualTokens
-from reducers.nest_order import BLOCK
+from reducers.methods.tome import match, merge
+from reducers.nest.order import BLOCK
 from reducers.registry import names, parse
-from reducers.tome import match, merge
 from tests.naive import NAIVE, merge_step, nest, video_of
 from tests.reducers.test_fit import related
 from tests.reducers.test_invariants import tokens

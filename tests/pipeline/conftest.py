@@ -8,7 +8,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pipeline.decode.stage import Decode
-    from pipeline.engine_vllm import VllmEngine
+    from pipeline.engines.vllm_engine import VllmEngine
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def vllm_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def start() -> Iterator[Any]:
     """Start an engine of vLLM, and close it after the test."""
-    from pipeline.checkpoint import Checkpoint
-    from pipeline.engine_vllm import VllmEngine
+    from pipeline.engines.vllm_engine import VllmEngine
+    from pipeline.models.checkpoint import Checkpoint
     from tests.pipeline.vllm_engines import ON_CPU, TEMPLATE
 
     started: list[VllmEngine] = []

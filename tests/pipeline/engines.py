@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from pipeline.engine import Reply, TransformersEngine, VideoQuestions
-from pipeline.prompts import PromptTemplate, split_prompt
+from pipeline.engines.transformers_engine import Reply, TransformersEngine, VideoQuestions
+from pipeline.models.prompts import PromptTemplate, split_prompt
 from tests.models import tiny_model, tiny_tokenizer
 
 TEMPLATE = PromptTemplate()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.tables import SPEC, encoded, failed, row
 
 Place = tuple[str, dict[str, Any]]

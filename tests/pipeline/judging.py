@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.judge import JudgeConfig, Judged, judge, verdict_of
-from pipeline.judge_client import EndpointConfig
-from pipeline.judge_store import Case, ReplyStore
-from pipeline.judge_verdict import Verdict
+from pipeline.evaluate.judge import JudgeConfig, Judged, judge, verdict_of
+from pipeline.evaluate.judge_client import EndpointConfig
+from pipeline.evaluate.judge_store import Case, ReplyStore
+from pipeline.evaluate.judge_verdict import Verdict
 from tests.judge_server import JudgeServer
 
 CASES: list[Case] = [("is it red?", "yes", "Yes"), ("how many?", "2", "three"), ("what is it?", "dog", "dog")]

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.answer import ENGINES, AnswerConfig, answer_spec, check_turns, tokenizer_digest
-from pipeline.checkpoint import Checkpoint
+from pipeline.answer.stage import ENGINES, AnswerConfig, answer_spec, check_turns, tokenizer_digest
+from pipeline.answer.token_selection import SelectConfig
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
-from pipeline.prompts import PromptTemplate
-from pipeline.selection import SelectConfig
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.prompts import PromptTemplate
 from tests.models import tiny_checkpoint
 
-SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
+SHAPES = Path(__file__).parents[2] / "pipeline" / "synthetic" / "checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore, CommitAnswers, merge, units
+from pipeline.answer.answer_store import ANSWERS, QUESTIONS_ASKED, AnswerStore, CommitAnswers, merge, units
 from pipeline.errors import ConfigError
-from pipeline.parquet import to_parquet
+from pipeline.storage.parquet_io import to_parquet
 
 SPEC = {"kind": "answer", "encode": "e1", "prompt": {"style": "docs"}}
 

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.care import compact, gc, repair
 from pipeline.errors import ConfigError, StoreError
-from pipeline.filesystem import open_root
-from pipeline.store import TokenStore
-from pipeline.verify import verify
+from pipeline.storage.filesystem import open_root
+from pipeline.store.maintenance import compact, gc, repair
+from pipeline.store.token_store import TokenStore
+from pipeline.store.verify import verify
 from tests.tables import SPEC, corpus, encoded, failed, row
 
 Place = tuple[str, dict[str, Any]]

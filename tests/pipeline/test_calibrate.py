@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.calibrate import draw, measure, quantiles
-from pipeline.checkpoint import Checkpoint
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
+from pipeline.encode.calibration import draw, measure, quantiles
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.tower import Tower
 from pipeline.schema import CORPUS
-from pipeline.vision import Tower
 from tests.models import tiny_checkpoint
 from tests.tables import corpus
 

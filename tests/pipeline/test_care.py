@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.store import StoreJob, run
-from pipeline.care import clear, compact, gc, repair
+from jobs.commands.store import StoreJob, run
 from pipeline.errors import ConfigError, StoreError
-from pipeline.filesystem import list_files, open_root
-from pipeline.shards import read_footer
-from pipeline.store import TokenStore
-from pipeline.verify import verify
+from pipeline.storage.filesystem import list_files, open_root
+from pipeline.store.maintenance import clear, compact, gc, repair
+from pipeline.store.shards import read_footer
+from pipeline.store.token_store import TokenStore
+from pipeline.store.verify import verify
 from tests.pipeline.filled import NAMES, Place, filled
 from tests.tables import SPEC, corpus, encoded, failed, row
 
@@ -159,7 +159,7 @@ def test_unknown_classes_are_not_cleared(tmp_path: Path, classes: str) -> None:
 
 def test_compaction_cuts_the_index_so_that_rot_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fragments of bounded size; compacting again changes nothing; one rotten fragment costs its own rows."""
-    monkeypatch.setattr("pipeline.care.ROWS_PER_FRAGMENT", 5)
+    monkeypatch.setattr("pipeline.store.maintenance.ROWS_PER_FRAGMENT", 5)
     filled((str(tmp_path), {}))
     assert compact(TokenStore.open(str(tmp_path)))["fragments"] == 3
     assert compact(TokenStore.open(str(tmp_path))) == {"fragments_before": 3, "fragments": 3, "shards_written": 0}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoint import CLIP_MEAN, CLIP_STD, Checkpoint, tensors_digest
 from pipeline.errors import ConfigError
+from pipeline.models.checkpoint import CLIP_MEAN, CLIP_STD, Checkpoint, tensors_digest
 from tests.models import tiny_checkpoint
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
+from pipeline.models.checkpoint import Checkpoint
 from tests.models import tiny_checkpoint
 
 Change = Callable[[Path], None]

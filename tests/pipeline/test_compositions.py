@@ -4,13 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.checkpoint import Checkpoint
 from pipeline.decode.config import DecodeConfig
-from pipeline.encode import Encode, EncodeConfig, check_reducer, encode_spec
+from pipeline.encode.stage import Encode, EncodeConfig, check_reducer, encode_spec
 from pipeline.fingerprint import fingerprint
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.schema import DECODED
-from reducers.spending import SECOND
-from reducers.stages import FIRST
+from reducers.compose.selectors import FIRST
+from reducers.compose.spenders import SECOND
 from tests.models import tiny_checkpoint
 from tests.tables import corpus
 

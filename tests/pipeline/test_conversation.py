@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.answer import Answer, AnswerConfig
-from pipeline.answers import QUESTIONS_ASKED, AnswerStore
-from pipeline.conversation import Conversation
-from pipeline.datasets import read_questions, with_history
-from pipeline.engine import TransformersEngine, VideoQuestions
+from pipeline.answer.answer_store import QUESTIONS_ASKED, AnswerStore
+from pipeline.answer.stage import Answer, AnswerConfig
+from pipeline.answer.token_selection import SelectConfig
+from pipeline.engines.chat import Conversation
+from pipeline.engines.transformers_engine import TransformersEngine, VideoQuestions
 from pipeline.errors import ConfigError
-from pipeline.prompts import turn_text
-from pipeline.selection import SelectConfig
-from pipeline.store import TokenStore
+from pipeline.models.prompts import turn_text
+from pipeline.questions.datasets import read_questions, with_history
+from pipeline.store.token_store import TokenStore
 from tests.models import tiny_checkpoint
 from tests.pipeline.engines import engine, width_of
 from tests.tables import SPEC, encoded, failed, row

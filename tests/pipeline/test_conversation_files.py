@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.datasets import dataset_of, join_videos, read_questions, with_history
 from pipeline.errors import ConfigError
+from pipeline.questions.datasets import dataset_of, join_videos, read_questions, with_history
 
 HUMAN, GPT = {"from": "human", "value": "<video>\nwhat is it?"}, {"from": "gpt", "value": "red"}
 USER, ASSISTANT = {"role": "user", "content": "<video>what is it?"}, {"role": "assistant", "content": "red"}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.corpus import read_corpus
+from pipeline.corpus.listing import read_corpus
 from pipeline.errors import ConfigError
 
 

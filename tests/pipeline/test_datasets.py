@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.aliases import read_aliases
-from pipeline.datasets import (
+from pipeline.errors import ConfigError
+from pipeline.questions.aliases import read_aliases
+from pipeline.questions.datasets import (
     candidate_ids,
     dataset_of,
     join_videos,
@@ -17,7 +18,6 @@ from pipeline.datasets import (
     type_name,
     with_history,
 )
-from pipeline.errors import ConfigError
 from tests.pipeline.question_rows import ANSWERS, QUESTIONS, written
 
 ACTIVITYNET = Path(__file__).parents[2].parent / "shared" / "annotations" / "activitynet-qa"

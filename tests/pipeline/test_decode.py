@@ -8,14 +8,14 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.corpus import read_corpus
+from pipeline.corpus.fetch import fetch
+from pipeline.corpus.listing import read_corpus
 from pipeline.decode.config import LIMITS, DecodeConfig, decode_spec
 from pipeline.decode.sampling import frame_indices
 from pipeline.decode.stage import Decode
 from pipeline.decode.transforms import fit_square
 from pipeline.errors import VIDEO_CODES, ConfigError, VideoError
 from pipeline.schema import DECODED
-from pipeline.sources import fetch
 from tests.http_server import http_server
 from tests.pipeline.decoding import VIDEOS, corpus
 from tests.poison import craft

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.corpus.fetch import demuxer_of
+from pipeline.corpus.segments import segment_rows, spans
 from pipeline.decode import reader, video_file
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.scan import scan
@@ -19,8 +21,6 @@ from pipeline.decode.tempdirs import PREFIX
 from pipeline.decode.video_file import VideoFile
 from pipeline.errors import VideoError
 from pipeline.schema import CORPUS
-from pipeline.segments import segment_rows, spans
-from pipeline.sources import demuxer_of
 from tests.http_server import http_server
 
 VIDEOS = Path(__file__).parents[1] / "videos"

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from jobs import answer, encode, train
-from jobs.cluster import ClusterConfig, placed
-from pipeline.answer import AnswerConfig
-from pipeline.encode import EncodeConfig
+from jobs.commands import answer, encode, train
+from jobs.runtime.cluster import ClusterConfig, placed
+from pipeline.answer.stage import AnswerConfig
+from pipeline.encode.stage import EncodeConfig
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-MODEL = str(ROOT / "pipeline" / "shapes" / "checkpoint")
+MODEL = str(ROOT / "pipeline" / "synthetic" / "checkpoint")
 CLIP = str(ROOT / "tests" / "videos" / "unordered.mov")
 NO_GPU = f"cuda:{torch.cuda.device_count()}"
 """A GPU that is one too many on every machine."""

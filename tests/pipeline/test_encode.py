@@ -9,18 +9,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.batches import not_finite, some_clips
-from pipeline.checkpoint import Checkpoint
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
-from pipeline.encode import Encode, EncodeConfig, encode_spec
+from pipeline.encode.batching import not_finite, some_clips
+from pipeline.encode.local_runner import encode_units
+from pipeline.encode.stage import Encode, EncodeConfig, encode_spec
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.fingerprint import fingerprint
-from pipeline.local import encode_units
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.schema import DECODED, ENCODED
-from pipeline.store import Commit, TokenStore
+from pipeline.store.token_store import Commit, TokenStore
 from reducers.base import VisualTokens
-from reducers.fit import ATTENTION
+from reducers.ops.clip_budget import ATTENTION
 from tests.models import tiny_checkpoint
 from tests.tables import corpus
 

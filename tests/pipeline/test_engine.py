@@ -8,13 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import VideoLlavaForConditionalGeneration
 
-from pipeline.engine import STATUSES, TransformersEngine, VideoQuestions
+from pipeline.engines.transformers_engine import STATUSES, TransformersEngine, VideoQuestions
 from pipeline.errors import ConfigError
-from pipeline.prompts import split_prompt
+from pipeline.models.prompts import split_prompt
 from tests.models import tiny_checkpoint
 from tests.pipeline.engines import NEW, RAGGED, TEMPLATE, engine, groups, plainly, width_of
 
-SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
+SHAPES = Path(__file__).parents[2] / "pipeline" / "synthetic" / "checkpoint"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

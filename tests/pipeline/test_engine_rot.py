@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.engine import TransformersEngine, VideoQuestions
+from pipeline.engines.transformers_engine import TransformersEngine, VideoQuestions
 from pipeline.errors import ConfigError
-from pipeline.prompts import PromptTemplate
+from pipeline.models.prompts import PromptTemplate
 from tests.models import tiny_checkpoint
 from tests.pipeline.test_engine import width_of
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import engine_vllm
-from pipeline.checkpoint import Checkpoint
-from pipeline.engine import STATUSES, TransformersEngine
-from pipeline.engine_vllm import Embedder, VllmEngine
-from pipeline.vllm_settings import VllmConfig
+from pipeline.engines import vllm_engine as engine_vllm
+from pipeline.engines.transformers_engine import STATUSES, TransformersEngine
+from pipeline.engines.vllm_config import VllmConfig
+from pipeline.engines.vllm_engine import Embedder, VllmEngine
+from pipeline.models.checkpoint import Checkpoint
 from tests.models import tiny_tokenizer
 from tests.pipeline.vllm_engines import (
     ON_CPU,

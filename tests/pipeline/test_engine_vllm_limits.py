@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.engine import Reply, VideoQuestions
-from pipeline.engine_vllm import Embedder, VllmEngine, check_vllm
+from pipeline.engines.transformers_engine import Reply, VideoQuestions
+from pipeline.engines.vllm_config import VllmConfig
+from pipeline.engines.vllm_engine import Embedder, VllmEngine, check_vllm
 from pipeline.errors import ConfigError
-from pipeline.vllm_settings import VllmConfig
+from pipeline.models.checkpoint import Checkpoint
 from tests.models import tiny_model
 from tests.pipeline.vllm_engines import (
     INSTALLED,

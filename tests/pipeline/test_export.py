@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
-from jobs.store import StoreJob, run
-from pipeline.entries import Entry
+from jobs.commands.store import StoreJob, run
 from pipeline.errors import ConfigError
-from pipeline.export import Format, export
-from pipeline.filesystem import open_root
-from pipeline.quantize import to_int8
-from pipeline.store import TokenStore
+from pipeline.storage.filesystem import open_root
+from pipeline.store.entries import Entry
+from pipeline.store.export import Format, export
+from pipeline.store.quantize import to_int8
+from pipeline.store.token_store import TokenStore
 from tests.tables import SPEC, encoded, failed, row
 
 Place = tuple[str, dict[str, Any]]

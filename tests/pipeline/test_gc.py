@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.care import compact, gc
 from pipeline.errors import StoreError
-from pipeline.filesystem import create_exclusive, list_files, open_root
 from pipeline.fingerprint import fingerprint
-from pipeline.store import TokenStore
-from pipeline.verify import verify
+from pipeline.storage.filesystem import create_exclusive, list_files, open_root
+from pipeline.store.maintenance import compact, gc
+from pipeline.store.token_store import TokenStore
+from pipeline.store.verify import verify
 from tests.pipeline.filled import NAMES, Place, filled
 from tests.tables import SPEC, encoded, row
 
@@ -36,7 +36,7 @@ def test_gc_spares_what_a_running_job_may_still_commit(tmp_path: Path) -> None:
 
 def test_an_index_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A faulty disk or mount, here a link that leads to itself: removal would take every shard for one that nobody names."""
-    monkeypatch.setattr("pipeline.patience.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("pipeline.storage.retry.FIRST_WAIT_S", 0.01)
     store = filled((str(tmp_path), {}))
     fs, root = open_root(str(tmp_path))
     index = Path(store.index.folder)
@@ -139,7 +139,7 @@ def aged(store: TokenStore, path: str) -> float:
 WRITER = """
 import sys
 from pathlib import Path
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.tables import SPEC, encoded, row
 store = TokenStore.create({url!r}, SPEC)
 for unit in range(40):
@@ -152,7 +152,7 @@ print(120)
 READER = """
 import sys
 from pathlib import Path
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.tables import row
 store, seen = TokenStore.open({url!r}), 0
 while True:

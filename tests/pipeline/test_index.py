@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pipeline.index
+import pipeline.store.index
 from pipeline.errors import StoreError
-from pipeline.filesystem import open_root
-from pipeline.index import Index, fragment, parse_fragment, resolve
-from pipeline.packed import ROWS_PER_BLOCK, PackedRows
-from pipeline.parquet import to_parquet
 from pipeline.schema import INDEX
+from pipeline.storage.filesystem import open_root
+from pipeline.storage.parquet_io import to_parquet
+from pipeline.store.compact_index import ROWS_PER_BLOCK, PackedRows
+from pipeline.store.index import Index, fragment, parse_fragment, resolve
 from tests.tables import corpus
 
 HINT = '{"size":1}'
@@ -48,14 +48,14 @@ def test_rows_taken_in_one_by_one_are_the_rows_of_all_at_once(
 ) -> None:
     """Beside the packed rows or among them, in whatever order: the rule of `resolve` holds."""
     folder = str(tmp_path_factory.mktemp("index"))
-    before, pipeline.index.RECENT = pipeline.index.RECENT, recent
+    before, pipeline.store.index.RECENT = pipeline.store.index.RECENT, recent
     try:
         index = Index(open_root(folder)[0], folder)
         for unit in units:
             index.append(unit)
             index.refresh()
     finally:
-        pipeline.index.RECENT = before
+        pipeline.store.index.RECENT = before
     whole = resolve(pa.concat_tables([pa.Table.from_pylist(unit, schema=INDEX) for unit in units]))
     assert index.rows.equals(whole)
     assert [index.get(row["video_id"]) for row in whole.to_pylist()] == whole.to_pylist()

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
-from pipeline.joint import JointSpace
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.clip_space import JointSpace
 
-SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
+SHAPES = Path(__file__).parents[2] / "pipeline" / "synthetic" / "checkpoint"
 OPENED = Checkpoint.open(str(SHAPES))
 
 

@@ -11,11 +11,11 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.judge import SYSTEM, TASK, JudgeConfig, Judged, judge, verdict_of
-from pipeline.judge_client import EndpointConfig
-from pipeline.judge_scores import judged_rows, summary
-from pipeline.judge_store import Case, ReplyStore
-from pipeline.judge_verdict import Verdict
+from pipeline.evaluate.judge import SYSTEM, TASK, JudgeConfig, Judged, judge, verdict_of
+from pipeline.evaluate.judge_client import EndpointConfig
+from pipeline.evaluate.judge_scores import judged_rows, summary
+from pipeline.evaluate.judge_store import Case, ReplyStore
+from pipeline.evaluate.judge_verdict import Verdict
 from tests import judge_server as does
 from tests.judge_server import JudgeServer
 from tests.pipeline.judging import CASES, asked, config, verdicts
@@ -66,9 +66,9 @@ def test_another_model_wording_or_setting_is_asked_anew(server: JudgeServer, tmp
     assert asked(server, (str(tmp_path), {}), concurrency=1, tries=1).requests == 0
     assert asked(server, (str(tmp_path), {}), request={"max_tokens": 9}).requests == 3
     for name, text in (("SYSTEM", SYSTEM), ("TASK", TASK)):
-        monkeypatch.setattr(f"pipeline.judge.{name}", text + " Be kind.")
+        monkeypatch.setattr(f"pipeline.evaluate.judge.{name}", text + " Be kind.")
         assert asked(server, (str(tmp_path), {})).requests == 3
-    monkeypatch.setattr("pipeline.judge.PROMPT_VERSION", 99)
+    monkeypatch.setattr("pipeline.evaluate.judge.PROMPT_VERSION", 99)
     assert asked(server, (str(tmp_path), {})).requests == 3
 
 
@@ -173,7 +173,7 @@ def test_files_that_another_run_folds_meanwhile_are_found_where_they_are_now(tmp
 
 def test_what_cannot_be_read_at_all_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It did not vanish."""
-    monkeypatch.setattr("pipeline.patience.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("pipeline.storage.retry.FIRST_WAIT_S", 0.01)
     store = ReplyStore(str(tmp_path), {"kind": "judge"})
     store.add(reply_of(CASES[0]))
     around = Path(store.folder) / f"{'0' * 64}.jsonl"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.judge import JudgeConfig, Judged, judge, messages
-from pipeline.judge_client import LONGEST_BODY_BYTES, Endpoint, EndpointConfig, reply_model, retry_after_s
-from pipeline.judge_store import ReplyStore
-from pipeline.judge_verdict import Verdict
+from pipeline.evaluate.judge import JudgeConfig, Judged, judge, messages
+from pipeline.evaluate.judge_client import LONGEST_BODY_BYTES, Endpoint, EndpointConfig, reply_model, retry_after_s
+from pipeline.evaluate.judge_store import ReplyStore
+from pipeline.evaluate.judge_verdict import Verdict
 from tests import judge_server as does
 from tests.judge_server import Fault, JudgeServer
 from tests.pipeline.judging import CASES, asked, config, verdicts

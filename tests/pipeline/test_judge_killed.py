@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.judge_store import ReplyStore
+from pipeline.evaluate.judge_store import ReplyStore
 
 Place = tuple[str, dict[str, Any]]
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys
 sys.path.insert(0, {root!r})
-from pipeline.judge_store import ReplyStore
+from pipeline.evaluate.judge_store import ReplyStore
 store, version = ReplyStore({url!r}, {{"model": "m"}}, {options!r}), int(sys.argv[1])
 rows = [{{"prediction": "p" * 1_000_000, "version": version, "of": 32}}] * 32
 print("writing", flush=True)

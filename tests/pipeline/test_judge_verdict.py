@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.judge import messages
-from pipeline.judge_verdict import Verdict, verdict
+from pipeline.evaluate.judge import messages
+from pipeline.evaluate.judge_verdict import Verdict, verdict
 from tests.pipeline.judging import CASES
 
 SAID = {

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, VideoLlavaForConditionalGeneration
 
-from pipeline import llama_export
-from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
-from pipeline.llama_export import cache_folder, export_llama
+from pipeline.models import llama_export
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.llama_export import cache_folder, export_llama
 from tests.models import tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
-SHAPES = ROOT / "pipeline" / "shapes" / "checkpoint"
+SHAPES = ROOT / "pipeline" / "synthetic" / "checkpoint"
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_killed_export_leaves_no_directory_that_a_reader_would_take(tiny: Chec
     cache = tmp_path / "cache"
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from pipeline import llama_export\nfrom pipeline.checkpoint import Checkpoint\n"
+        "from pipeline.models import llama_export\nfrom pipeline.models.checkpoint import Checkpoint\n"
         "llama_export.SHARD_BYTES = 20_000\n"
         "write = llama_export.save_file\n"
         "def slowly(*a, **k):\n    write(*a, **k)\n    time.sleep(3600)\n"

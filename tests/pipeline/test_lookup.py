@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.lookup import find_video
 from pipeline.names import local_uri
-from pipeline.store import TokenStore
+from pipeline.store.resolve import find_video
+from pipeline.store.token_store import TokenStore
 from tests.tables import SPEC, encoded, failed, row
 
 

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from pipeline import metrics
-from pipeline.datasets import ACTIVITYNET_TYPES
+from pipeline.evaluate import metrics
+from pipeline.questions.datasets import ACTIVITYNET_TYPES
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus import read_corpus
+from pipeline.corpus.fetch import content_sha256, fetch
+from pipeline.corpus.listing import read_corpus
+from pipeline.corpus.segments import file_of, span_of
 from pipeline.names import (
     MAX_ID_BYTES,
     ODD,
@@ -25,8 +27,6 @@ from pipeline.names import (
 )
 from pipeline.redaction import redact
 from pipeline.schema import CORPUS
-from pipeline.segments import file_of, span_of
-from pipeline.sources import content_sha256, fetch
 
 PARTS = (
     b"\t", b"\n", b"\x7f", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xaf", b"\xc3\xa9", b"\xe9", b"\xff", b"\xc3",

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from jobs import answer, encode
-from jobs.answer import AnswerJob
-from jobs.cluster import ClusterConfig
-from jobs.encode import EncodeJob
-from pipeline.answer import AnswerConfig
-from pipeline.encode import Encode, EncodeConfig
-from pipeline.engine import TransformersEngine
-from pipeline.overlap import Overlap
-from pipeline.selection import SelectConfig
-from pipeline.store import TokenStore
+from jobs.commands import answer, encode
+from jobs.commands.answer import AnswerJob
+from jobs.commands.encode import EncodeJob
+from jobs.runtime.cluster import ClusterConfig
+from pipeline.answer.stage import AnswerConfig
+from pipeline.answer.token_selection import SelectConfig
+from pipeline.encode.stage import Encode, EncodeConfig
+from pipeline.encode.stream_overlap import Overlap
+from pipeline.engines.transformers_engine import TransformersEngine
+from pipeline.store.token_store import TokenStore
 from tests.gpu import Gpu, gpu
 from tests.models import tiny_checkpoint
 from tests.pipeline.test_encode import clips

@@ -11,13 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.entries import EXTRAS, payload_digest
 from pipeline.errors import StoreError
-from pipeline.index import fragment
-from pipeline.pages import ABSENT, GROUPS, HEADER, LAYOUTS, PRESENT, UNPACKED, ZSTD, _number, most_unpacked, parse_row
 from pipeline.schema import ENTRY, INDEX
-from pipeline.shards import parse_footer, row_group_spans, write_shard
-from pipeline.store import TokenStore
+from pipeline.store.entries import EXTRAS, payload_digest
+from pipeline.store.index import fragment
+from pipeline.store.page_reader import (
+    ABSENT,
+    GROUPS,
+    HEADER,
+    LAYOUTS,
+    PRESENT,
+    UNPACKED,
+    ZSTD,
+    _number,
+    most_unpacked,
+    parse_row,
+)
+from pipeline.store.shards import parse_footer, row_group_spans, write_shard
+from pipeline.store.token_store import TokenStore
 from tests.tables import SPEC, encoded, row
 
 EXTRA = {name: np.random.default_rng(at).bytes(40) for at, name in enumerate(EXTRAS)}

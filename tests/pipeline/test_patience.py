@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline import patience
 from pipeline.errors import ConfigError
-from pipeline.patience import FIRST_WAIT_S, LONGEST_WAIT_S, TRIES, patiently
+from pipeline.storage import retry as patience
+from pipeline.storage.retry import FIRST_WAIT_S, LONGEST_WAIT_S, TRIES, patiently
 
 
 class SlowDownError(Exception):
@@ -133,7 +133,7 @@ def test_once_the_time_is_over_no_further_try_begins(monkeypatch: pytest.MonkeyP
 def test_each_further_try_is_told_with_its_number_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     """URLs of storage may hold a password."""
     error = OSError("https://me:secret-word@host/bucket did not answer")
-    with caplog.at_level(logging.WARNING, "pipeline.patience"):
+    with caplog.at_level(logging.WARNING, "pipeline.storage.retry"):
         patiently("reading x", failing(error, 2)[0], [].append)
     said = [record.getMessage() for record in caplog.records]
     assert [line.split("; ")[1].split(" in ")[0] for line in said] == [f"try 2 of {TRIES}", f"try 3 of {TRIES}"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus import read_corpus
+from pipeline.corpus.listing import read_corpus
 from pipeline.errors import ConfigError
-from pipeline.filesystem import create_exclusive, open_root
+from pipeline.storage.filesystem import create_exclusive, open_root
 
 
 @pytest.mark.parametrize("use", [open_root, read_corpus])

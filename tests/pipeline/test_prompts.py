@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.prompts import ONE_WORD, PromptTemplate, split_at_video, split_prompt, turn_text, video_token_id
-from pipeline.shapes.model import VIDEO, build_tokenizer
+from pipeline.models.prompts import ONE_WORD, PromptTemplate, split_at_video, split_prompt, turn_text, video_token_id
+from pipeline.synthetic.model import VIDEO, build_tokenizer
 
 
 def test_the_default_prompt_is_the_documented_one() -> None:

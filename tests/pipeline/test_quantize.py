@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.quantize import from_int8, to_int8
+from pipeline.store.quantize import from_int8, to_int8
 
 
 def rows(seed: int = 0) -> np.ndarray:

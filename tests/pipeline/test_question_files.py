@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.datasets import dataset_of, read_questions
 from pipeline.errors import ConfigError
+from pipeline.questions.datasets import dataset_of, read_questions
 from tests.pipeline.question_rows import ANSWERS, QUESTIONS, written
 
 PLAIN_ROWS = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.reach import REACH_S, check_reachable, endpoint_of
+from pipeline.storage.preflight import REACH_S, check_reachable, endpoint_of
 from tests.command import framefold
 from tests.http_server import http_server
 

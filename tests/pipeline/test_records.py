@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.aliases import read_aliases
-from pipeline.corpus import read_corpus
-from pipeline.datasets import join_videos, read_questions
+from pipeline.corpus.listing import read_corpus
 from pipeline.errors import ConfigError
-from pipeline.records import read_records
+from pipeline.questions.aliases import read_aliases
+from pipeline.questions.datasets import join_videos, read_questions
+from pipeline.tables.tabular import read_records
 
 ASKED = 'video_id,question\na,what is it\n"v é",who runs\n'
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.encode import EncodeJob, main, run
-from pipeline.encode import EncodeConfig, parse_reducer
+from jobs.commands.encode import EncodeJob, main, run
+from pipeline.encode.stage import EncodeConfig, parse_reducer
 from pipeline.errors import ConfigError
 from reducers.registry import METHODS, parse
 from tests.models import tiny_checkpoint

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus import read_corpus
+from pipeline.corpus.listing import read_corpus
+from pipeline.corpus.segments import MANY_FILES, Durations, cut, escaped, file_of, segment_rows, span_of
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
 from pipeline.errors import ConfigError
-from pipeline.segments import MANY_FILES, Durations, cut, escaped, file_of, segment_rows, span_of
 
 VIDEOS = Path(__file__).parents[1] / "videos"
 Place = tuple[str, dict[str, Any]]

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.answer.token_selection import SelectConfig, Selection, check_selection, original_positions
 from pipeline.errors import ConfigError, StoreError
-from pipeline.selection import SelectConfig, Selection, check_selection, original_positions
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from reducers.base import CLS, KEPT, MERGED, ReducedTokens
 from tests.tables import SPEC, encoded, row
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import VideoLlavaForConditionalGeneration
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.encode import Encode, EncodeConfig, check_reducer
+from pipeline.encode.stage import Encode, EncodeConfig, check_reducer
 from pipeline.errors import ConfigError
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.contact_sheet import contact_sheet, sheet_scores
 from pipeline.schema import DECODED
-from pipeline.sheet import contact_sheet, sheet_scores
-from reducers.budgets import allocate
-from reducers.hired import sheet_layout
+from reducers.methods.hired import sheet_layout
+from reducers.ops.budgets import allocate
 from tests.models import tiny_checkpoint
 from tests.tables import corpus
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pipeline.answer import AnswerConfig, load_engine
-from pipeline.engine import VideoQuestions
+from pipeline.answer.stage import AnswerConfig, load_engine
+from pipeline.engines.generation import FixedShape, GrowingSteps, StaticSteps, _rounded, steps_for
+from pipeline.engines.transformers_engine import VideoQuestions
 from pipeline.errors import ConfigError
-from pipeline.steps import FixedShape, GrowingSteps, StaticSteps, _rounded, steps_for
 from tests.models import tiny_checkpoint
 from tests.pipeline.engines import RAGGED, engine, groups, memory_for, plainly, width_of
 

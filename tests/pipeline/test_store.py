@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.filesystem import create_exclusive, open_root
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.schema import MANIFEST
-from pipeline.shards import read_footer
-from pipeline.store import Commit, TokenStore
-from pipeline.verify import verify
+from pipeline.storage.filesystem import create_exclusive, open_root
+from pipeline.store.shards import read_footer
+from pipeline.store.token_store import Commit, TokenStore
+from pipeline.store.verify import verify
 from tests.tables import SPEC, corpus, encoded, failed, row
 
 Place = tuple[str, dict[str, Any]]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.filesystem import open_root
-from pipeline.store import TokenStore
-from pipeline.verify import verify
+from pipeline.storage.filesystem import open_root
+from pipeline.store.token_store import TokenStore
+from pipeline.store.verify import verify
 from tests.tables import corpus, encoded, row
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import sys, time
 sys.path.insert(0, {root!r})
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.tables import SPEC, encoded, row
 store = TokenStore.create({url!r}, SPEC)
 for unit in range(200):

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.evaluate import read_predictions
-from pipeline.aliases import read_aliases
-from pipeline.corpus import read_corpus
-from pipeline.datasets import read_questions
+from jobs.commands.evaluate import read_predictions
+from pipeline.corpus.listing import read_corpus
+from pipeline.questions.aliases import read_aliases
+from pipeline.questions.datasets import read_questions
 from tests.pipeline.table_files import WRITERS, Rows, written
 
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"'), min_size=1, max_size=12)

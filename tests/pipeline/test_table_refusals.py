@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.datasets import read_questions
 from pipeline.errors import ConfigError
+from pipeline.questions.datasets import read_questions
 from tests.pipeline.test_records import refused
 
 ROW = {"video_id": "v", "question": "what"}

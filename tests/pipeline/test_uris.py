@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus import read_corpus
+from pipeline.corpus.fetch import fetch
+from pipeline.corpus.listing import read_corpus
+from pipeline.corpus.segments import file_of, span_of
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
 from pipeline.errors import ConfigError
 from pipeline.names import UNSTORABLE, local_path
-from pipeline.segments import file_of, span_of
-from pipeline.sources import fetch
 from tests.tables import corpus as rows_of
 
 VIDEO = Path(__file__).parents[1] / "videos" / "testsrc2.mp4"

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.evaluate import read_predictions
-from pipeline.aliases import read_aliases
-from pipeline.corpus import read_corpus
-from pipeline.datasets import read_questions
+from jobs.commands.evaluate import read_predictions
+from pipeline.corpus.listing import read_corpus
 from pipeline.errors import ConfigError
-from pipeline.values import NotTextError, check_controls, text_of, texts
+from pipeline.questions.aliases import read_aliases
+from pipeline.questions.datasets import read_questions
+from pipeline.tables.values import NotTextError, check_controls, text_of, texts
 
 MOMENT = datetime.datetime(2024, 1, 2, 3, 4, 5)
 BROKEN = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())

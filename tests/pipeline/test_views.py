@@ -8,8 +8,8 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore
-from pipeline.views import View, Views, heads
+from pipeline.answer.answer_store import ANSWERS, QUESTIONS_ASKED, AnswerStore
+from pipeline.answer.caption_runs import View, Views, heads
 
 Place = tuple[str, dict[str, Any]]
 ANSWERED_BY = "0" * 64

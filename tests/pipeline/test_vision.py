@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import CLIPVisionModel, VideoLlavaForConditionalGeneration
 
-from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
-from pipeline.vision import Tower, blocks_to_run, capture_tower
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.tower import Tower, blocks_to_run, capture_tower
 from reducers.base import Capture
 from tests.models import tiny_checkpoint, vision_config
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.answer import AnswerConfig, answer_spec
-from pipeline.checkpoint import Checkpoint
+from pipeline.answer.stage import AnswerConfig, answer_spec
+from pipeline.answer.token_selection import SelectConfig
+from pipeline.engines.vllm_config import OURS, VllmConfig, llm_settings, position_bytes
 from pipeline.errors import ConfigError
-from pipeline.selection import SelectConfig
-from pipeline.vllm_settings import OURS, VllmConfig, llm_settings, position_bytes
+from pipeline.models.checkpoint import Checkpoint
 from tests.models import tiny_model
 
 ROOT = Path(__file__).parents[2]
-MODEL = str(ROOT / "pipeline" / "shapes" / "checkpoint")
+MODEL = str(ROOT / "pipeline" / "synthetic" / "checkpoint")
 INSTALLED = find_spec("vllm") is not None
 
 
@@ -118,7 +118,7 @@ def test_another_release_or_another_device_is_told(tmp_path: Path, name: str, ve
     """From the package's metadata alone: a driver may have no GPU, and importing vLLM takes long."""
     path = os.pathsep.join([str(ROOT), other_vllm(tmp_path, name, version)])
     code = (
-        "import sys\nfrom pipeline.errors import ConfigError\nfrom pipeline.vllm_settings import require_vllm\n"
+        "import sys\nfrom pipeline.errors import ConfigError\nfrom pipeline.engines.vllm_config import require_vllm\n"
         "try:\n    require_vllm(sys.argv[1])\nexcept ConfigError as error:\n    print(error)\n"
         "assert 'vllm' not in sys.modules and 'torch' not in sys.modules\n"
     )

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.engine import Reply, TransformersEngine, VideoQuestions
-from pipeline.engine_vllm import VllmEngine
-from pipeline.prompts import PromptTemplate
+from pipeline.engines.transformers_engine import Reply, TransformersEngine, VideoQuestions
+from pipeline.engines.vllm_engine import VllmEngine
+from pipeline.models.prompts import PromptTemplate
 from tests.models import tiny_model, tiny_tokenizer
 
 INSTALLED = find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vllm is not installed; make test-vllm makes an environment that has it")
-SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
+SHAPES = Path(__file__).parents[2] / "pipeline" / "synthetic" / "checkpoint"
 TEMPLATE = PromptTemplate()
 NEW = 9
 ON_CPU = {"device": "cpu", "dtype": "float32", "max_new_tokens": NEW}

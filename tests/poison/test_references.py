@@ -11,12 +11,12 @@ import av
 import fsspec
 import pytest
 
-from pipeline.corpus import read_corpus
+from pipeline.corpus.fetch import content_sha256
+from pipeline.corpus.listing import read_corpus
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
 from pipeline.decode.video_file import read_clip
 from pipeline.errors import VideoError
-from pipeline.sources import content_sha256
 from tests.http_server import Asked, http_server
 from tests.poison import craft
 from tests.poison.mutate import VIDEOS

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import KEPT, ReducedTokens, VisualTokens
-from reducers.budgets import allocate
-from reducers.compose import Composed
-from reducers.evs import changed
-from reducers.fit import ATTENTION, clips_of
-from reducers.ranking import normalised
+from reducers.compose.composition import Composed
+from reducers.compose.selectors import FIRST, novelty
+from reducers.compose.spenders import read_clip
+from reducers.methods.evs import changed
+from reducers.ops.budgets import allocate
+from reducers.ops.clip_budget import ATTENTION, clips_of
+from reducers.ops.ranking import normalised
 from reducers.registry import parse
-from reducers.spending import read_clip
-from reducers.stages import FIRST, novelty
 from tests.reducers.test_invariants import clip, fields, tokens
 
 SEEDS = st.integers(0, 10_000)

@@ -7,10 +7,10 @@ from itertools import product
 import pytest
 
 from reducers.base import ReducerError, ReducerSpecError
-from reducers.fit import ATTENTION
+from reducers.compose.selectors import FIRST
+from reducers.compose.spenders import SECOND
+from reducers.ops.clip_budget import ATTENTION
 from reducers.registry import parse
-from reducers.spending import SECOND
-from reducers.stages import FIRST
 from tests.reducers.test_invariants import tokens
 
 

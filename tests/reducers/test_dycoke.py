@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reducers.base import BudgetError
-from reducers.dycoke import DyCoke, DyCokeConfig, unlike_reference
+from reducers.methods.dycoke import DyCoke, DyCokeConfig, unlike_reference
 from tests.reducers.test_fit import clip_of, related
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducers.evs import Evs, EvsConfig, changed
+from reducers.methods.evs import Evs, EvsConfig, changed
 from tests.reducers.test_fit import clip_of, related
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from reducers.base import CONTEXTUAL, BudgetError
-from reducers.fastvid import FastVidConfig, anchor_frames, density_peaks, distances, fastvid, segment_of
-from reducers.fit import Budget, Clip, clips_of
+from reducers.methods.fastvid import FastVidConfig, anchor_frames, density_peaks, distances, fastvid, segment_of
+from reducers.ops.clip_budget import Budget, Clip, clips_of
 from tests.reducers.test_fit import clip_of, related
 
 

@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reducers.base import CLS, CONTEXTUAL, ENRICHED, KEPT, BudgetError, Reducer, ReducerError, VisualTokens
-from reducers.dycoke import DyCoke, DyCokeConfig
-from reducers.evs import Evs, EvsConfig
-from reducers.fastvid import FastVid, FastVidConfig
-from reducers.fit import ATTENTION, Clip, ClipConfig, ClipTokens, clips_of, fit_budget, kept
-from reducers.flashvid import FlashVid, FlashVidConfig
-from reducers.holitom import HoliTom, HoliTomConfig, calibrated_tau
-from reducers.nest import Nest
-from reducers.nest_order import NestConfig
-from reducers.ranking import adjacent_likeness
-from reducers.unicomp import UniComp, UniCompConfig
-from reducers.vcast import VCast, VCastConfig
+from reducers.methods.dycoke import DyCoke, DyCokeConfig
+from reducers.methods.evs import Evs, EvsConfig
+from reducers.methods.fastvid import FastVid, FastVidConfig
+from reducers.methods.flashvid import FlashVid, FlashVidConfig
+from reducers.methods.holitom import HoliTom, HoliTomConfig, calibrated_tau
+from reducers.methods.unicomp import UniComp, UniCompConfig
+from reducers.methods.vcast import VCast, VCastConfig
+from reducers.nest.order import NestConfig
+from reducers.nest.reducer import Nest
+from reducers.ops.clip_budget import ATTENTION, Clip, ClipConfig, ClipTokens, clips_of, fit_budget, kept
+from reducers.ops.ranking import adjacent_likeness
 from tests.reducers.test_invariants import clip, fields, tokens
 
 REDUCERS: dict[str, Reducer] = {

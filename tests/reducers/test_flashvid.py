@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from reducers.base import BudgetError
-from reducers.fit import Budget, Clip, clips_of
-from reducers.flashvid import FlashVidConfig, cluster_counts, flashvid, links, spread_selection, trees
+from reducers.methods.flashvid import FlashVidConfig, cluster_counts, flashvid, links, spread_selection, trees
+from reducers.ops.clip_budget import Budget, Clip, clips_of
 from tests.reducers.test_fit import clip_of, related
 
 

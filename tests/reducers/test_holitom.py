@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import CONTEXTUAL, BudgetError, ReducerError
-from reducers.fit import Budget, Clip, clips_of
-from reducers.holitom import HoliTomConfig, holitom, saved, windows
+from reducers.methods.holitom import HoliTomConfig, holitom, saved, windows
+from reducers.ops.clip_budget import Budget, Clip, clips_of
 from tests.reducers.test_fit import related
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import CLS, BudgetError, Capture, ReducedTokens, Reducer, ReducerError, TextQuery, VisualTokens
+from reducers.compose.selectors import FIRST
+from reducers.compose.spenders import SECOND
 from reducers.registry import METHODS, names, parse
-from reducers.spending import SECOND
-from reducers.stages import FIRST
 
 SPECS = (
     "none",

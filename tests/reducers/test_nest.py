@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reducers.base import BudgetError, ReducerError, VisualTokens
-from reducers.fit import Clip, clips_of
-from reducers.nest import Nest, ask, budget_for, common_gain, fold, tail_of
-from reducers.nest_order import NestConfig, Superset, build, directions, evidence, kernel
+from reducers.nest.order import NestConfig, Superset, build, directions, evidence, kernel
+from reducers.nest.reducer import Nest, ask, budget_for, common_gain, fold, tail_of
+from reducers.ops.clip_budget import Clip, clips_of
 from tests.reducers.test_fit import COPIES, LENGTHS, related
 from tests.reducers.test_invariants import tokens
 

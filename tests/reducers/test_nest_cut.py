@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from reducers.base import ReducedTokens, ReducerError
-from reducers.nest import Nest
-from reducers.nest_cut import StoredNest
-from reducers.nest_order import NestConfig
+from reducers.nest.cut import StoredNest
+from reducers.nest.order import NestConfig
+from reducers.nest.reducer import Nest
 from tests.reducers.test_fit import related
 
 CONFIG = NestConfig(superset=24, gate=0.3)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import AGGREGATE, ENRICHED, BudgetError, ReducerError, VisualTokens
-from reducers.prumerge import PruMerge, PruMergeConfig, PruMergePlus
+from reducers.methods.prumerge import PruMerge, PruMergeConfig, PruMergePlus
 from reducers.registry import parse
 from tests.reducers.test_invariants import LENGTHS, tokens
 from tests.reducers.test_reference import quantile

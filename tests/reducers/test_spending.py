@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reducers.base import CONTEXTUAL, ENRICHED, KEPT, Capture
-from reducers.fit import ATTENTION
-from reducers.holitom import dense_merge
-from reducers.places import Places
-from reducers.prumerge import PruMergeConfig
-from reducers.spending import (
+from reducers.compose.candidates import Places
+from reducers.compose.spenders import (
     SECOND,
     HiRedPartConfig,
     PruMergePartConfig,
@@ -24,7 +21,10 @@ from reducers.spending import (
     prumerge_plus,
     visionzip,
 )
-from reducers.visionzip import VisionZip
+from reducers.methods.holitom import dense_merge
+from reducers.methods.prumerge import PruMergeConfig
+from reducers.methods.visionzip import VisionZip
+from reducers.ops.clip_budget import ATTENTION
 
 SEEDS = st.integers(0, 10_000)
 ROWS, PATCHES, WIDTH = 3, 9, 4

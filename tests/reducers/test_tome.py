@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.vision import Tower
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.tower import Tower
 from reducers.base import BudgetError, ReducerError
+from reducers.methods.tome import ToMe, ToMeConfig, even_schedule, match, merge, schedule
 from reducers.registry import parse
-from reducers.tome import ToMe, ToMeConfig, even_schedule, match, merge, schedule
 from tests.models import tiny_checkpoint
 from tests.reducers.test_invariants import tokens
 
@@ -148,7 +148,7 @@ def test_it_refuses_to_run_on_finished_tokens() -> None:
 
 def test_it_goes_through_the_encode_stage(tmp_path: Path) -> None:
     """Stored as any other reducer's tokens."""
-    from pipeline.encode import Encode, EncodeConfig
+    from pipeline.encode.stage import Encode, EncodeConfig
     from tests.pipeline.test_encode import clips
 
     stage = Encode(EncodeConfig(model=tiny_checkpoint(tmp_path / "m"), reducer="tome(keep=5)", device="cpu"))

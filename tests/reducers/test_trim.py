@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import AGGREGATE, KEPT, ReducerError, TextQuery, VisualTokens
+from reducers.methods.trim import Trim, TrimConfig
 from reducers.registry import parse
-from reducers.trim import Trim, TrimConfig
 from tests.reducers.test_invariants import LENGTHS, tokens
 from tests.reducers.test_reference import quantile
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import KEPT, BudgetError, ReducerError
-from reducers.fit import Budget, clips_of
-from reducers.unicomp import (
+from reducers.methods.unicomp import (
     UniComp,
     UniCompConfig,
     frame_groups,
@@ -18,6 +17,7 @@ from reducers.unicomp import (
     unicomp,
     unique_picks,
 )
+from reducers.ops.clip_budget import Budget, clips_of
 from tests.reducers.test_fit import clip_of, related
 
 

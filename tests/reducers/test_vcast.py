@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import BudgetError
-from reducers.vcast import VCast, VCastConfig, curvature, frame_budgets
+from reducers.methods.vcast import VCast, VCastConfig, curvature, frame_budgets
 from tests.reducers.test_fit import clip_of, related
 
 

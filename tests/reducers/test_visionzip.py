@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducers.attention import received_attention
 from reducers.base import CLS, CONTEXTUAL, KEPT, VisualTokens
+from reducers.methods.visionzip import VisionZip, VisionZipConfig
+from reducers.ops.attention import received_attention
 from reducers.registry import parse
-from reducers.visionzip import VisionZip, VisionZipConfig
 from tests.reducers.test_invariants import LENGTHS, tokens
 
 

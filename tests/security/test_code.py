@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.command import ROOT, environment
 from tests.tables import SPEC, encoded, row
 
@@ -69,10 +69,10 @@ BAD |= {'socket.connect', 'ctypes.dlopen'}
 sys.addaudithook(lambda event, args: seen.append((event, str(args)[:200])) if event in BAD else None)
 """
 READS = """
-from pipeline.store import TokenStore
-from pipeline.verify import verify
-from pipeline.filesystem import open_root
-from pipeline.parquet import from_parquet
+from pipeline.store.token_store import TokenStore
+from pipeline.store.verify import verify
+from pipeline.storage.filesystem import open_root
+from pipeline.storage.parquet_io import from_parquet
 store = TokenStore.open(sys.argv[1])
 store.read('a')
 seen.clear()

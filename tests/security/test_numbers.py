@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.entries import payload_digest
 from pipeline.errors import StoreError
-from pipeline.filesystem import create_exclusive
-from pipeline.index import fragment
 from pipeline.schema import ENTRY, INDEX
-from pipeline.shards import read_footer, row_group_spans, write_entries
-from pipeline.store import TokenStore
+from pipeline.storage.filesystem import create_exclusive
+from pipeline.store.entries import payload_digest
+from pipeline.store.index import fragment
+from pipeline.store.shards import read_footer, row_group_spans, write_entries
+from pipeline.store.token_store import TokenStore
 from tests.tables import SPEC, row
 
 MOST = 2**31 - 1

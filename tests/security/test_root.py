@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.encode import main
-from pipeline.corpus import read_corpus
-from pipeline.store import TokenStore
+from jobs.commands.encode import main
+from pipeline.corpus.listing import read_corpus
+from pipeline.store.token_store import TokenStore
 from tests.security.command import CLIP, encode
 
 IDS = {

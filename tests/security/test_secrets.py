@@ -9,7 +9,7 @@ from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
 from pipeline.errors import ConfigError, StoreError, VideoError
 from pipeline.redaction import redact, redact_all, secrets_of
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.http_server import http_server
 from tests.poison.push import one
 from tests.security.command import CLIP, encode

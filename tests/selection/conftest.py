@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.joint import JointSpace
-from pipeline.store import TokenStore
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.clip_space import JointSpace
+from pipeline.store.token_store import TokenStore
 from tests.selection.stored import SHAPES, encoded
 
 
@@ -17,7 +17,7 @@ def quick(one_thread: None) -> None:
 
 @pytest.fixture(scope="package")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from jobs.shapes import ShapesJob, run
+    from jobs.commands.shapes import ShapesJob, run
 
     folder = tmp_path_factory.mktemp("selection") / "corpus"
     run(ShapesJob(out=str(folder), videos=3))

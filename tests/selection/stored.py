@@ -5,19 +5,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.checkpoint import Checkpoint
+from pipeline.answer.token_selection import SelectConfig, Selection
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
-from pipeline.encode import Encode, EncodeConfig, encode_spec
+from pipeline.encode.local_runner import encode_units
+from pipeline.encode.stage import Encode, EncodeConfig, encode_spec
 from pipeline.fingerprint import fingerprint
-from pipeline.joint import JointSpace
-from pipeline.local import encode_units
-from pipeline.selection import SelectConfig, Selection
-from pipeline.store import Commit, TokenStore
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.clip_space import JointSpace
+from pipeline.store.token_store import Commit, TokenStore
 from tests.tables import corpus
 
 ROOT = Path(__file__).parents[2]
-SHAPES = str(ROOT / "pipeline" / "shapes" / "checkpoint")
+SHAPES = str(ROOT / "pipeline" / "synthetic" / "checkpoint")
 NAMES = ("shapes_0", "shapes_1", "shapes_2")
 FRAMES = 8
 

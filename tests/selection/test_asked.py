@@ -9,16 +9,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from jobs import answer as answer_job
-from jobs.answer import AnswerJob
-from jobs.cluster import ClusterConfig
-from pipeline.answer import Answer, AnswerConfig, llm_config
-from pipeline.answers import QUESTIONS_ASKED
-from pipeline.checkpoint import Checkpoint
+from jobs.commands import answer as answer_job
+from jobs.commands.answer import AnswerJob
+from jobs.runtime.cluster import ClusterConfig
+from pipeline.answer.answer_store import QUESTIONS_ASKED
+from pipeline.answer.stage import Answer, AnswerConfig, llm_config
+from pipeline.answer.token_selection import SelectConfig, check_selection
 from pipeline.errors import ConfigError
-from pipeline.joint import JointSpace
-from pipeline.selection import SelectConfig, check_selection
-from pipeline.store import TokenStore
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.clip_space import JointSpace
+from pipeline.store.token_store import TokenStore
 from tests.selection.stored import NAMES, SHAPES, encoded
 
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from jobs import answer as answer_job
-from jobs.answer import AnswerJob
-from jobs.cluster import ClusterConfig
-from jobs.launch import DONE, FAULT
-from pipeline.answer import AnswerConfig
-from pipeline.care import repair
+from jobs.commands import answer as answer_job
+from jobs.commands.answer import AnswerJob
+from jobs.runtime.cluster import ClusterConfig
+from jobs.runtime.launch import DONE, FAULT
+from pipeline.answer.stage import AnswerConfig
 from pipeline.errors import StorageError, StoreError
-from pipeline.filesystem import open_root
-from pipeline.store import TokenStore
+from pipeline.storage.filesystem import open_root
+from pipeline.store.maintenance import repair
+from pipeline.store.token_store import TokenStore
 from tests.selection.stored import NAMES, SHAPES
 
 

@@ -8,18 +8,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.answer import AnswerConfig, corpus_cut
-from pipeline.batches import frames_of
+from pipeline.answer.stage import AnswerConfig, corpus_cut
+from pipeline.answer.token_selection import SelectConfig, Selection, stored_tokens
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
-from pipeline.encode import Encode, EncodeConfig
-from pipeline.entries import Entry
+from pipeline.encode.batching import frames_of
+from pipeline.encode.stage import Encode, EncodeConfig
 from pipeline.errors import ConfigError
-from pipeline.joint import JointSpace
-from pipeline.selection import SelectConfig, Selection, stored_tokens
-from pipeline.store import TokenStore
+from pipeline.models.clip_space import JointSpace
+from pipeline.store.entries import Entry
+from pipeline.store.token_store import TokenStore
 from reducers.base import CLS, KEPT
-from reducers.nest_cut import StoredNest
+from reducers.nest.cut import StoredNest
 from reducers.registry import parse
 from tests.selection.stored import FRAMES, NAMES, SHAPES, encoded, show
 from tests.tables import corpus

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.corpus import read_corpus
-from pipeline.datasets import join_videos, read_questions
+from pipeline.corpus.listing import read_corpus
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
-from pipeline.shapes.corpus import write_corpus
-from pipeline.shapes.model import UNKNOWN, build_model, build_text_tower, build_tokenizer
-from pipeline.shapes.pool import TIMES, make_pool
-from pipeline.shapes.questions import TYPES, questions
-from pipeline.shapes.train_language import pack, packed_logits, train_language
-from pipeline.shapes.train_tower import TowerHeads, train_tower
-from pipeline.shapes.world import COLOURS, MOTIONS, SHAPES, Scene, Thing, draw_scene, patch_owners, render
+from pipeline.questions.datasets import join_videos, read_questions
+from pipeline.synthetic.corpus import write_corpus
+from pipeline.synthetic.model import UNKNOWN, build_model, build_text_tower, build_tokenizer
+from pipeline.synthetic.pool import TIMES, make_pool
+from pipeline.synthetic.questions import TYPES, questions
+from pipeline.synthetic.train_language import pack, packed_logits, train_language
+from pipeline.synthetic.train_tower import TowerHeads, train_tower
+from pipeline.synthetic.world import COLOURS, MOTIONS, SHAPES, Scene, Thing, draw_scene, patch_owners, render
 
-CHECKPOINT = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
+CHECKPOINT = Path(__file__).parents[2] / "pipeline" / "synthetic" / "checkpoint"
 
 
 def thing(colour: str, shape: str, x: float, y: float, motion: str = "still", **more: float) -> Thing:
@@ -134,7 +134,7 @@ class StoppedError(Exception):
 
 
 def _train(pool, folder: Path, stops: tuple[int, ...]) -> list[float]:
-    import pipeline.shapes.resume as resume
+    import pipeline.synthetic.resume as resume
 
     folder.mkdir()
     sums = []

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from jobs.cluster import ClusterConfig
-from jobs.encode import EncodeJob, run
-from pipeline.checkpoint import Checkpoint
+from jobs.commands.encode import EncodeJob, run
+from jobs.runtime.cluster import ClusterConfig
 from pipeline.decode.config import DecodeConfig
-from pipeline.encode import EncodeConfig, encode_spec
-from pipeline.filesystem import open_root
+from pipeline.encode.stage import EncodeConfig, encode_spec
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.storage.filesystem import open_root
 
 ROOT = Path(__file__).parents[2]
 VIDEOS = ROOT / "tests" / "videos"

@@ -11,21 +11,21 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
 
-import pipeline.answer
-import pipeline.prompts
-import pipeline.selection
-from pipeline import joint
-from pipeline.answer import AnswerConfig, answer_spec
-from pipeline.answers import ANSWERS, QUESTIONS_ASKED, AnswerStore
-from pipeline.checkpoint import Checkpoint
+import pipeline.answer.stage
+import pipeline.answer.token_selection
+import pipeline.models.prompts
+from pipeline.answer.answer_store import ANSWERS, QUESTIONS_ASKED, AnswerStore
+from pipeline.answer.stage import AnswerConfig, answer_spec
+from pipeline.answer.token_selection import SelectConfig
 from pipeline.fingerprint import fingerprint
-from pipeline.prompts import PromptTemplate
-from pipeline.selection import SelectConfig
-from reducers import nest_cut
-from reducers.trim import Trim
+from pipeline.models import clip_space as joint
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.prompts import PromptTemplate
+from reducers.methods.trim import Trim
+from reducers.nest.reducer import cut as nest_cut
 from tests.staleness.test_spec import leaves, patched, with_config
 
-SHAPES = Path(__file__).parents[2] / "pipeline" / "shapes" / "checkpoint"
+SHAPES = Path(__file__).parents[2] / "pipeline" / "synthetic" / "checkpoint"
 STORE = "5" * 64
 """Fingerprint of the entries that are asked about."""
 
@@ -100,14 +100,14 @@ BY_FILE: dict[str, tuple[str, Callable[[Path], Any]]] = {
 """Fields that a file of the checkpoint changes."""
 
 BY_PROGRAM: dict[str, tuple[str, Callable[[], Any]]] = {
-    "prompt.text": ("plain", lambda: patched(pipeline.prompts, "OPENINGS", {"docs": "<video> "})),
-    "prompt.later_turn": ("plain", lambda: patched(pipeline.prompts, "turn_text", lambda _, question: question)),
-    "engine.version": ("plain", lambda: patched(pipeline.answer, "ENGINES", {"transformers": 99})),
+    "prompt.text": ("plain", lambda: patched(pipeline.models.prompts, "OPENINGS", {"docs": "<video> "})),
+    "prompt.later_turn": ("plain", lambda: patched(pipeline.models.prompts, "turn_text", lambda _, question: question)),
+    "engine.version": ("plain", lambda: patched(pipeline.answer.stage, "ENGINES", {"transformers": 99})),
     "selection.versions.cut": ("cut", lambda: patched(nest_cut, "CUT", 99)),
     "selection.versions.ask": ("ask", lambda: patched(nest_cut, "ASK", 99)),
-    "selection.versions.trimmed": ("trim", lambda: patched(pipeline.selection, "TRIMMED", 99)),
+    "selection.versions.trimmed": ("trim", lambda: patched(pipeline.answer.token_selection, "TRIMMED", 99)),
     "selection.versions.embedding": ("trim", lambda: patched(joint, "EMBEDDING", 99)),
-    "selection.versions.positions": ("cut", lambda: patched(pipeline.selection, "POSITIONS", 99)),
+    "selection.versions.positions": ("cut", lambda: patched(pipeline.answer.token_selection, "POSITIONS", 99)),
     "selection.text_reducer.version": ("trim", lambda: patched(Trim, "version", 99)),
 }
 """Fields that only another version of this program changes."""

@@ -5,9 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.corpus.segments import outdated, span_of
 from pipeline.schema import CORPUS
-from pipeline.segments import outdated, span_of
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from tests.staleness.encoding import VIDEOS, encoded_by, job
 
 LONG, SHORT = VIDEOS / "nasa_13013.mp4", VIDEOS / "testsrc2.mp4"

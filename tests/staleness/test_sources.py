@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.encode import run
-from pipeline.care import compact, gc, repair
-from pipeline.filesystem import open_root
-from pipeline.store import TokenStore
-from pipeline.verify import verify
+from jobs.commands.encode import run
+from pipeline.storage.filesystem import open_root
+from pipeline.store.maintenance import compact, gc, repair
+from pipeline.store.token_store import TokenStore
+from pipeline.store.verify import verify
 from tests.command import framefold, report
 from tests.http_server import http_server, web_server
 from tests.staleness.encoding import REDUCER, VIDEOS, encoded_by, job, padded, put

@@ -12,12 +12,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import pipeline.decode.config
-import pipeline.encode
+import pipeline.encode.stage
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
-from pipeline.store import TokenStore
+from pipeline.store.token_store import TokenStore
 from reducers.base import describe
-from reducers.grids import Spatial
+from reducers.methods.grids import Spatial
 from reducers.registry import names, parameters, parse
 from tests.staleness.encoding import CLIP, encoded_by, job, joint_space, spec_of
 
@@ -119,7 +119,7 @@ BY_FILE: dict[str, Callable[[Path], Any]] = {
 """Fields that a file of the checkpoint changes."""
 
 BY_PROGRAM: dict[str, Callable[[], Any]] = {
-    "schema_version": lambda: patched(pipeline.encode, "SCHEMA_VERSION", 0),
+    "schema_version": lambda: patched(pipeline.encode.stage, "SCHEMA_VERSION", 0),
     "decoder.rule": lambda: patched(pipeline.decode.config, "RULE", 1),
     "pixels.pillow": lambda: versions(pillow="9"),
     "decoder.pyav": lambda: versions(av="9"),

@@ -1,0 +1,1 @@
+"""The commands of `framefold`, one module each."""

@@ -1,0 +1,1 @@
+"""What commands share: Ray, start and end, logs, telemetry, progress."""

@@ -1,0 +1,185 @@
+"""From a command line to an exit code: what every job has in common.
+
+Exit codes: 0 done; 1 more videos failed than allowed; 2 a wrong setting, nothing written; 3 stopped by a signal, run again to
+go on; 4 storage that cannot be trusted or a fault of infrastructure. The report is JSON, the last line of stdout.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO, TypeVar
+
+import tyro
+
+from jobs.runtime.logs import configure, log_format, say, with_flag
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.names import json_line, one_line
+from pipeline.redaction import redact, redact_all, secrets_of
+
+DONE, FAILED, WRONG_SETTING, STOPPED, FAULT = range(5)
+FRAME = re.compile(r"^\s*[╭╰│|+]+|[╮╯│|+]+\s*$|\x1b\[[0-9;]*m")
+FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+RULE = re.compile(r"[-─━\s]*|(For|Argument) (full )?helptext.*")
+
+J = TypeVar("J")
+Report = dict[str, Any]
+
+
+def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[str] | None = None) -> int:
+    """Parse the flags of a job, run it, print its report. Returns the exit code."""
+    given = sys.argv[1:] if args is None else args
+    secrets = _secrets(given)
+    _write_whatever_the_encoding()
+    try:
+        configure(secrets, log_format(given))
+        report = run(parse(job, prog, given))
+    except KeyboardInterrupt:
+        return _say("stopped; run the same command again to go on", STOPPED)
+    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        return _failed(error, secrets)
+    code = int(report.get("exit_code", DONE))
+    if report.get("silent"):
+        return code
+    sys.stdout.write(json_line(redact_all(report, secrets), ascii_only=not _is_unicode(sys.stdout)) + "\n")
+    sys.stdout.flush()
+    return code
+
+
+def _write_whatever_the_encoding() -> None:
+    """Let stdout show a character that its encoding lacks as an escape: a name must not end a listing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _is_unicode(stream: TextIO) -> bool:
+    return (stream.encoding or "utf-8").lower().replace("-", "").startswith("utf")
+
+
+def exit_code(*, stopped: bool, failed: bool, damaged: bool = False) -> int:
+    """Return how a job ended that did all it could: stopped by a signal, over damaged entries, over too many failures, done."""
+    return STOPPED if stopped else FAULT if damaged else FAILED if failed else DONE
+
+
+def _secrets(args: Sequence[str]) -> frozenset[str]:
+    """Return the secrets in the JSON objects of a command line: storage options, parsed or not."""
+    found: set[str] = set()
+    for text in args:
+        with contextlib.suppress(ValueError):
+            options = json.loads(text[text.find("{") :])
+            found |= secrets_of(options) if isinstance(options, dict) else set()
+    return frozenset(found)
+
+
+def parse(job: type[J], prog: str, args: Sequence[str]) -> J:
+    """Return the job of a command line. Raises ConfigError, in one line, where tyro would draw a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(with_flag(job), prog=prog, args=args, config=FLAGS)
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        raise ConfigError(_unframed(said.getvalue()) or f"wrong arguments, see {prog} --help") from error
+
+
+def with_values(args: Sequence[str] | None, *flags: str) -> list[str]:
+    """Return the arguments of a command line with the value True behind flags without one: a positional is none."""
+    given = list(sys.argv[1:] if args is None else args)
+    return [
+        f"{word}=True" if word in flags and after not in ("True", "False") else word
+        for word, after in zip(given, [*given[1:], ""], strict=False)
+    ]
+
+
+def _unframed(box: str) -> str:
+    """Return what stands in a box of tyro's, on one line, without its title, its frame and where to look for help."""
+    lines = [FRAME.sub("", line).strip() for line in box.splitlines()]
+    titled = box.lstrip().startswith(("╭", "+", "\x1b"))
+    return " ".join(" ".join(line for line in lines[titled:] if not RULE.fullmatch(line)).split())
+
+
+def _failed(error: Exception, secrets: frozenset[str]) -> int:
+    """Print one line for an error of ours, however deep Ray has wrapped it; anything else is a defect and is shown whole."""
+    ours = _ours(error)
+    if ours is None:
+        logging.getLogger(__name__).exception("the job failed")
+    text = f"{type(error).__name__}: {error}" if ours is None else ours.said
+    return _say(redact(text, secrets), code_of(error))
+
+
+def code_of(error: BaseException) -> int:
+    """Return the exit code of a job that an error ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED
+    return WRONG_SETTING if isinstance(_ours(error), ConfigError) else FAULT
+
+
+def _ours(error: BaseException) -> PipelineError | None:
+    """Return the error of ours that another wraps, or is."""
+    return next((cause for cause in _causes(error) if isinstance(cause, PipelineError)), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            inner = getattr(one, "cause", None)
+            if isinstance(inner, BaseException):  # Ray's wrapping is of the same type, and its text a whole traceback
+                waiting.insert(0, inner)
+            else:
+                yield one
+            waiting += [one.__cause__, one.__context__]
+
+
+def _say(text: str, code: int) -> int:
+    lines = filter(None, map(str.strip, text.splitlines()))  # spaces within a line may be part of a name
+    say(one_line(" ".join(lines)), logging.WARNING if code == STOPPED else logging.ERROR, exit_code=code)
+    return code
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and SIGINT set; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: object) -> None:
+        if stop.is_set():
+            os._exit(STOPPED)
+        stop.set()
+        say(f"{signal.Signals(number).name}: finishing the unit at hand", logging.WARNING)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def storage_options(text: str) -> dict[str, Any]:
+    """Return the fsspec options of a JSON object. Raises ConfigError, without repeating what may be a secret."""
+    return json_object(text, "--storage-options")
+
+
+def json_object(text: str, flag: str) -> dict[str, Any]:
+    """Return the JSON object that a flag holds. Raises ConfigError, without repeating what may be a secret."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag} must be a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{flag} must be a JSON object, got a {type(found).__name__}")
+    return found

@@ -1,0 +1,1 @@
+"""From questions and stored tokens to answers and captions."""

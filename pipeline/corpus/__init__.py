@@ -1,0 +1,1 @@
+"""The videos of a corpus: listing them, fetching them, cutting them into segments."""

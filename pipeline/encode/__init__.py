@@ -1,0 +1,1 @@
+"""From decoded clips to visual tokens."""

@@ -1,0 +1,1 @@
+"""Scores of answers: metrics of the data sets, and a judge."""

@@ -1,0 +1,1 @@
+"""Questions, references and conversations, read from the forms that data sets have."""

@@ -1,0 +1,1 @@
+"""Files on local disk and object storage: conditional writes, retries, Parquet."""

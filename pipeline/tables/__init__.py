@@ -1,0 +1,1 @@
+"""Tables of any common form as rows: Parquet, CSV, JSON, JSON Lines."""

@@ -1,0 +1,1 @@
+"""`nest`: the order of a clip, its reducer, and cuts of stored tokens."""
