@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from reducers.base import ReducerError, ReducerSpecError
-from reducers.methods.holitom import above
 from reducers.ops.ranking import adjacent_likeness, normalised
+from reducers.ops.similarity import above
 from reducers.registry import parse
 from reducers.spec import Term, terms
 

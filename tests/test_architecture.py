@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,44 @@ def test_imports_point_from_jobs_to_pipeline_to_reducers(path: Path) -> None:
     """A lower layer never imports a higher one."""
     layer = path.relative_to(ROOT).parts[0]
     assert {name for name in imports(path) if name in LAYERS} <= LAYERS[layer]
+
+
+def package(name: str) -> str:
+    """Return the package or top module that a dotted name lies in: `pipeline.store`, `reducers.base`, `jobs.cli`."""
+    return ".".join(name.split(".")[:2])
+
+
+def uses() -> dict[str, set[str]]:
+    """Return which packages each package imports, wherever in a file it does."""
+    found: dict[str, set[str]] = {}
+    for path in modules():
+        mine = package(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in LAYERS:
+                found.setdefault(mine, set()).update(package(f"{node.module}.{alias.name}") for alias in node.names)
+            elif isinstance(node, ast.Import):
+                names = {package(alias.name) for alias in node.names if alias.name.split(".")[0] in LAYERS}
+                found.setdefault(mine, set()).update(names)
+    return {name: others - {name} for name, others in found.items()}
+
+
+def test_packages_import_one_another_without_a_cycle() -> None:
+    """`TopologicalSorter` raises CycleError with the packages of a cycle."""
+    order = list(TopologicalSorter(uses()).static_order())
+    assert order.index("pipeline.storage") < order.index("pipeline.store") < order.index("pipeline.answer")
+
+
+def test_no_method_imports_another_method() -> None:
+    """What two methods need is in `reducers/ops/`."""
+    for path in (ROOT / "reducers" / "methods").glob("*.py"):
+        assert "reducers.methods" not in path.read_text(), path.name
+
+
+def test_root_modules_of_the_pipeline_import_no_package_of_it() -> None:
+    """They are what every package may use."""
+    roots = {f"pipeline.{path.stem}" for path in (ROOT / "pipeline").glob("*.py")}
+    strays = {(root, other) for root in roots for other in uses().get(root, set()) if other not in roots}
+    assert not strays
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -15,15 +15,15 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from pipeline.answer.stage import token_selection as selection
+from pipeline.answer import token_selection
 from pipeline.answer.token_selection import original_positions, trimmed
-from pipeline.models import clip_space as joint
+from pipeline.models import clip_space
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.store.entries import Entry, StoredOrder
 from reducers.base import ReducedTokens, VisualTokens
+from reducers.nest import cut as nest_cut
 from reducers.nest.cut import StoredNest
 from reducers.nest.order import NestConfig
-from reducers.nest.reducer import cut as nest_cut
 from reducers.registry import parse
 from tests.reducers.test_invariants import SPECS, reduce, tokens
 
@@ -72,7 +72,7 @@ def entry_of(reduced: ReducedTokens) -> Entry:
 def stored() -> StoredNest:
     entry = entry_of(parse("nest(keep=100)").reduce(clip()))
     vectors = torch.from_numpy(entry.clip_space).float()
-    return StoredNest.of(selection.stored_tokens(entry), entry.grid, NestConfig(keep=100), vectors)
+    return StoredNest.of(token_selection.stored_tokens(entry), entry.grid, NestConfig(keep=100), vectors)
 
 
 def question() -> torch.Tensor:
@@ -109,8 +109,8 @@ def made() -> dict[str, Callable[[], Found]]:
     for prefer in ("like", "unlike"):
         found[f"ask {nest_cut.ASK}, {prefer}"] = partial(asked, prefer)
     for spec in ("none", "nest(keep=100)"):
-        found[f"trimmed {selection.TRIMMED}, {spec}, {parse('trim').version}"] = partial(seen, spec)
-    found[f"positions {selection.POSITIONS}"] = placed
+        found[f"trimmed {token_selection.TRIMMED}, {spec}, {parse('trim').version}"] = partial(seen, spec)
+    found[f"positions {token_selection.POSITIONS}"] = placed
     return found
 
 
@@ -133,11 +133,11 @@ def test_nothing_is_recorded_that_no_code_gives_any_more() -> None:
 
 def test_a_question_of_the_bundled_model_is_the_vector_that_its_version_stands_for() -> None:
     """Blanks are noise, the end of a long question is cut, and the length of a vector is the tower's."""
-    space = joint.JointSpace.open(Checkpoint.open(str(ROOT / "pipeline" / "synthetic" / "checkpoint")))
+    space = clip_space.JointSpace.open(Checkpoint.open(str(ROOT / "pipeline" / "synthetic" / "checkpoint")))
     one, same, long = space.embed(["where is the red ring", "  where is  the red ring ", "red " * 200])
     assert torch.equal(one, same)
     found = [*one[:4].tolist(), float(one.norm()), float(long.norm())]
-    assert found == pytest.approx(QUESTION_VECTOR[joint.EMBEDDING], abs=0.01)
+    assert found == pytest.approx(QUESTION_VECTOR[clip_space.EMBEDDING], abs=0.01)
 
 
 def record() -> None:

@@ -53,7 +53,6 @@ def _section(name: str) -> str:
         f"- Budget: {more.budget}",
         f"- Cost: {more.cost}",
         *(f"- {note}" for note in about["notes"]),
-        *([f"- Also: {more.also}"] if more.also else []),
     ]
     lines = [f"## `{name}`", "", f"{about['summary']} {more.how}", "", *_image(name), *facts, ""]
     return "\n".join([*lines, *_table(about["parameters"])])

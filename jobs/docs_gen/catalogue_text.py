@@ -51,8 +51,6 @@ class About:
     """A second sentence on what the method does."""
     budget: str
     cost: str
-    also: str = ""
-    """What else there is of the method, outside spec strings."""
 
 
 CLIP_BUDGET = (
@@ -99,8 +97,6 @@ ABOUT: Mapping[str, About] = {
         how="Patches are kept as they are; with `frame_score=mosaic` the tower also looks at a contact sheet of the "
         "clip, and frames "
         "that its first block attends to get more.",
-        also="`reducers.hired_image.reduce_image` is the form for one picture: the full image and its sub-images, partition by "
-        "partition or stitched.",
         budget="Exactly int(M x rate) per clip and at least one, besides `spatial_tokens`.",
         cost="O(N log N) per frame; the contact sheet costs one embedding and two projections per clip.",
     ),

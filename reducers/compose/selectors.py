@@ -17,14 +17,14 @@ from torch.nn.functional import pad
 from reducers.base import BudgetError
 from reducers.compose.candidates import Places
 from reducers.methods.evs import changed
-from reducers.methods.fastvid import segment_of
-from reducers.methods.flashvid import links, trees
-from reducers.methods.holitom import ThresholdConfig, windows
 from reducers.methods.unicomp import group_budgets
 from reducers.methods.vcast import VCastConfig, curvature, frame_budgets
 from reducers.ops.budgets import allocate
 from reducers.ops.clip_budget import Budget, Clip, ClipConfig, summed
 from reducers.ops.ranking import adjacent_likeness
+from reducers.ops.segments import segment_of, windows
+from reducers.ops.similarity import ThresholdConfig
+from reducers.ops.trees import links, trees
 
 
 @dataclass(frozen=True, kw_only=True)

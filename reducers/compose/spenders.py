@@ -16,10 +16,10 @@ from torch import Tensor
 
 from reducers.base import CONTEXTUAL, ENRICHED, BudgetError, Capture, VisualTokens
 from reducers.compose.candidates import Places, Spent, kind_of
-from reducers.methods.holitom import dense_merge
 from reducers.methods.prumerge import PruMergeConfig, neighbour_weights
 from reducers.methods.visionzip import VisionZip
 from reducers.ops.clip_budget import ATTENTION
+from reducers.ops.density import dense_merge
 from reducers.ops.ranking import normalised, rank_of, ranked, top_mask
 
 

@@ -6,7 +6,6 @@ A anchor frames, m contexts in each, C contexts, K tokens, H holders.
 
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from typing import ClassVar
 
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from reducers.base import CONTEXTUAL, KEPT, BudgetError, Capture, Fingerprinted, ReducedTokens, TextQuery, VisualTokens
 from reducers.ops.clip_budget import ATTENTION, Budget, Clip, ClipConfig, ClipTokens, reduce_clips, summed
+from reducers.ops.density import density_peaks, distances
 from reducers.ops.ranking import adjacent_likeness, normalised, ranked, top_mask
+from reducers.ops.segments import segment_of
 
 NEIGHBOURS = 4
 """Points that the density of a patch is taken from."""
@@ -41,49 +42,6 @@ class FastVidConfig(ClipConfig):
             raise BudgetError(f"expected context_share and beta in [0, 1], got {self.context_share} and {self.beta}")
         if self.stride < 1 or (self.segments is not None and self.segments < 1):
             raise BudgetError(f"expected stride and segments of at least 1, got {self.stride} and {self.segments}")
-
-
-def density_peaks(gap_Rnn: Tensor, valid_Rn: Tensor, neighbours_R: Tensor) -> Tensor:
-    """Return how much each valid point of a row is a centre (R, n), float64: density times distance to a denser point.
-
-    Density is exp(-mean squared distance to the `neighbours` nearest, itself included); without a denser point the
-    largest distance of the row counts.
-
-    Source: REDUCERS_VIDEO.md section 5, DPC. Departs: no noise against ties, the lower index wins.
-    """
-    pair_Rnn = valid_Rn[:, :, None] & valid_Rn[:, None]
-    most = max(1, int(neighbours_R.max())) if len(neighbours_R) else 1
-    near_Rnk = gap_Rnn.masked_fill(~pair_Rnn, torch.inf).topk(most, largest=False).values
-    outside_Rnk = (torch.arange(most, device=gap_Rnn.device) >= neighbours_R[:, None, None]).expand_as(near_Rnk)
-    mean_Rn = near_Rnk.square().masked_fill(outside_Rnk, 0).sum(-1) / neighbours_R[:, None]
-    density_Rn = (-mean_Rn).exp().masked_fill(~valid_Rn, 0)
-    farthest_R = gap_Rnn.masked_fill(~pair_Rnn, 0).amax((1, 2))
-    denser_Rnn = pair_Rnn & (density_Rn[:, None] > density_Rn[:, :, None])
-    apart_Rn = gap_Rnn.masked_fill(~denser_Rnn, torch.inf).amin(-1).minimum(farthest_R[:, None])
-    return (density_Rn * apart_Rn).masked_fill(~valid_Rn, -torch.inf)
-
-
-def distances(x_RnD: Tensor) -> Tensor:
-    """Return distances over sqrt(D) (R, n, n), float64 of float32 precision: equal points are at 0 and tie exactly."""
-    x_RnD = x_RnD.double()
-    square_Rn = x_RnD.square().sum(-1)
-    both_Rnn = square_Rn[:, :, None] + square_Rn[:, None]
-    apart_Rnn = (x_RnD @ x_RnD.transpose(1, 2)).mul_(-2).add_(both_Rnn)  # float32 would put points 0.05 from themselves
-    apart_Rnn.masked_fill_(apart_Rnn < 1e-12 * both_Rnn, 0)
-    return apart_Rnn.div_(x_RnD.shape[-1]).sqrt_().float().double()
-
-
-def segment_of(likeness_F: Tensor, segments: int | None, tau: float) -> Tensor:
-    """Return the segment of each frame (F,): cut at the `segments - 1` least like neighbours, and at all below tau.
-
-    Args:
-        likeness_F: (F - 1,) likeness of each frame to the next.
-        segments: least number of segments; None for a quarter of the frames, rounded up.
-        tau: frames that are less alike than this are always cut apart.
-    """
-    segments = segments or ceil((len(likeness_F) + 1) / 4)
-    cut_F = top_mask(-likeness_F, segments - 1) | (likeness_F < tau)
-    return torch.cat([cut_F.new_zeros(1), cut_F]).cumsum(0)
 
 
 def anchor_frames(segment_F: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:

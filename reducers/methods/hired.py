@@ -1,6 +1,6 @@
 """HiRED: share a budget over partitions, and keep in each the patches that CLS attends to most.
 
-The video form, where a partition is a frame; `hired_image` has the sub-images of one picture.
+The video form, where a partition is a frame.
 
 Shapes: F frames, V clips, N patches.
 """

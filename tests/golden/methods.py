@@ -11,7 +11,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pipeline.models.token_merging import merge_blocks
 from pipeline.models.tower import capture_tower
 from reducers.base import AGGREGATE, CONTEXTUAL, KEPT, Capture, ReducedTokens, TextQuery, VisualTokens
-from reducers.hired_image import HiRedImageConfig, partition_masks, stitched
 from reducers.methods.grids import sequential_indices, spatial_indices
 from reducers.methods.hired import best_attended
 from reducers.methods.prumerge import PruMerge, PruMergeConfig, PruMergePlus
@@ -23,6 +22,7 @@ from reducers.ops.budgets import allocate
 from reducers.ops.ranking import upper_fence
 from tests.golden.cases import Case
 from tests.golden.video_methods import METHODS as VIDEO
+from tests.reducers.hired_image import HiRedImageConfig, partition_masks, stitched
 
 Outputs = dict[str, Tensor]
 

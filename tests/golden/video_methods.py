@@ -9,13 +9,14 @@ from torch import Tensor
 from reducers.base import CONTEXTUAL
 from reducers.methods.dycoke import DyCokeConfig, dycoke
 from reducers.methods.evs import EvsConfig, evs
-from reducers.methods.fastvid import FastVidConfig, anchor_frames, fastvid, segment_of
+from reducers.methods.fastvid import FastVidConfig, anchor_frames, fastvid
 from reducers.methods.flashvid import FlashVidConfig, flashvid
-from reducers.methods.holitom import HoliTomConfig, holitom, saved, windows
+from reducers.methods.holitom import HoliTomConfig, holitom
 from reducers.methods.unicomp import UniCompConfig, frame_groups, group_budgets, unicomp
 from reducers.methods.vcast import VCastConfig, curvature, frame_budgets, vcast
 from reducers.ops.clip_budget import Budget, Clip
 from reducers.ops.ranking import adjacent_likeness, normalised
+from reducers.ops.segments import saved, segment_of, windows
 from tests.golden.cases import Case
 
 Outputs = dict[str, Tensor]

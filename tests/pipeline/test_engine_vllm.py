@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.engines import vllm_engine as engine_vllm
+from pipeline.engines import vllm_engine
 from pipeline.engines.transformers_engine import STATUSES, TransformersEngine
 from pipeline.engines.vllm_config import VllmConfig
 from pipeline.engines.vllm_engine import Embedder, VllmEngine
@@ -83,7 +83,7 @@ def test_embeddings_in_several_batches_give_the_same_answers(
     """What is held at once changes nothing."""
     path = lively_checkpoint(tmp_path / "model", 0)
     videos = groups(RAGGED, 32)
-    monkeypatch.setattr(engine_vllm, "PROMPT_POSITIONS", 100)
+    monkeypatch.setattr(vllm_engine, "PROMPT_POSITIONS", 100)
     assert start(path).answer(videos) == reference(path, videos)
 
 
@@ -208,6 +208,6 @@ def test_ends_are_read_as_the_transformers_engine_reads_them(tmp_path: Path, nam
     if not named:
         (path / "generation_config.json").unlink()
     theirs = TransformersEngine.load(path, TEMPLATE, **ON_CPU)
-    ours = engine_vllm._generation(path, theirs.model.config)
+    ours = vllm_engine._generation(path, theirs.model.config)
     assert ours.eos_token_id == theirs.model.generation_config.eos_token_id
     assert (len(theirs.eos) > 1) == named

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.storage import retry as patience
+from pipeline.storage import retry
 from pipeline.storage.retry import FIRST_WAIT_S, LONGEST_WAIT_S, TRIES, patiently
 
 
@@ -115,7 +115,7 @@ def test_waits_double_up_to_the_longest_and_are_never_quite_the_same() -> None:
 
 def test_no_wait_is_longer_than_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the part that is drawn."""
-    monkeypatch.setattr(patience, "FIRST_WAIT_S", 3 * LONGEST_WAIT_S)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 3 * LONGEST_WAIT_S)
     waits: list[float] = []
     patiently("reading x", failing(TimeoutError(), TRIES - 1)[0], waits.append)
     assert max(waits) <= 1.5 * LONGEST_WAIT_S
@@ -123,7 +123,7 @@ def test_no_wait_is_longer_than_the_longest(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_once_the_time_is_over_no_further_try_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drivers have time-outs of their own: few tries may take minutes."""
-    monkeypatch.setattr(patience, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(retry, "PATIENCE_S", -1.0)
     call, tried = failing(SlowDownError("503"), 1)
     with pytest.raises(OSError, match="SlowDownError: 503"):
         patiently("reading x", call, [].append)

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from reducers.base import CONTEXTUAL, BudgetError
-from reducers.methods.fastvid import FastVidConfig, anchor_frames, density_peaks, distances, fastvid, segment_of
+from reducers.methods.fastvid import FastVidConfig, anchor_frames, fastvid
 from reducers.ops.clip_budget import Budget, Clip, clips_of
+from reducers.ops.density import density_peaks, distances
+from reducers.ops.segments import segment_of
 from tests.reducers.test_fit import clip_of, related
 
 

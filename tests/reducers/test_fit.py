@@ -13,13 +13,14 @@ from reducers.methods.dycoke import DyCoke, DyCokeConfig
 from reducers.methods.evs import Evs, EvsConfig
 from reducers.methods.fastvid import FastVid, FastVidConfig
 from reducers.methods.flashvid import FlashVid, FlashVidConfig
-from reducers.methods.holitom import HoliTom, HoliTomConfig, calibrated_tau
+from reducers.methods.holitom import HoliTom, HoliTomConfig
 from reducers.methods.unicomp import UniComp, UniCompConfig
 from reducers.methods.vcast import VCast, VCastConfig
 from reducers.nest.order import NestConfig
 from reducers.nest.reducer import Nest
 from reducers.ops.clip_budget import ATTENTION, Clip, ClipConfig, ClipTokens, clips_of, fit_budget, kept
 from reducers.ops.ranking import adjacent_likeness
+from reducers.ops.similarity import calibrated_tau
 from tests.reducers.test_invariants import clip, fields, tokens
 
 REDUCERS: dict[str, Reducer] = {

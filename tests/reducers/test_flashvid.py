@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from reducers.base import BudgetError
-from reducers.methods.flashvid import FlashVidConfig, cluster_counts, flashvid, links, spread_selection, trees
+from reducers.methods.flashvid import FlashVidConfig, cluster_counts, flashvid, spread_selection
 from reducers.ops.clip_budget import Budget, Clip, clips_of
+from reducers.ops.trees import links, trees
 from tests.reducers.test_fit import clip_of, related
 
 

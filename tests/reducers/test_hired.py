@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import BudgetError, ReducerError
-from reducers.hired_image import EARLY, HiRedImageConfig, partition_masks, reduce_image, stitched, sub_budgets
 from reducers.methods.hired import HiRed, HiRedConfig, best_attended, frame_scores, region_sums, sheet_layout
 from reducers.ops.budgets import allocate
 from reducers.registry import parse
+from tests.reducers.hired_image import EARLY, HiRedImageConfig, partition_masks, reduce_image, stitched, sub_budgets
 from tests.reducers.test_invariants import LENGTHS, tokens
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import CONTEXTUAL, BudgetError, ReducerError
-from reducers.methods.holitom import HoliTomConfig, holitom, saved, windows
+from reducers.methods.holitom import HoliTomConfig, holitom
 from reducers.ops.clip_budget import Budget, Clip, clips_of
+from reducers.ops.segments import saved, windows
 from tests.reducers.test_fit import related
 
 

@@ -21,10 +21,10 @@ from reducers.compose.spenders import (
     prumerge_plus,
     visionzip,
 )
-from reducers.methods.holitom import dense_merge
 from reducers.methods.prumerge import PruMergeConfig
 from reducers.methods.visionzip import VisionZip
 from reducers.ops.clip_budget import ATTENTION
+from reducers.ops.density import dense_merge
 
 SEEDS = st.integers(0, 10_000)
 ROWS, PATCHES, WIDTH = 3, 9, 4

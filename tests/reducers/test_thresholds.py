@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducers.base import ReducerError, ReducerSpecError
-from reducers.methods.holitom import above
+from reducers.ops.similarity import above
 from reducers.registry import parse
 from reducers.thresholds import RULES, Sample, Shares, below, calibrated, check, measures
 from tests.reducers.test_invariants import tokens

@@ -13,9 +13,9 @@ CLIP = ROOT / "tests" / "videos" / "unordered.mov"
 def hurried(args: Sequence[str]) -> int:
     """The real command, with short waits between the tries of storage that is not there."""
     from jobs.commands.encode import main
-    from pipeline.storage import retry as patience
+    from pipeline.storage import retry
 
-    patience.FIRST_WAIT_S = 0.01
+    retry.FIRST_WAIT_S = 0.01
     return main(args)
 
 

@@ -18,11 +18,11 @@ from pipeline.answer.answer_store import ANSWERS, QUESTIONS_ASKED, AnswerStore
 from pipeline.answer.stage import AnswerConfig, answer_spec
 from pipeline.answer.token_selection import SelectConfig
 from pipeline.fingerprint import fingerprint
-from pipeline.models import clip_space as joint
+from pipeline.models import clip_space
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.prompts import PromptTemplate
 from reducers.methods.trim import Trim
-from reducers.nest.reducer import cut as nest_cut
+from reducers.nest import cut as nest_cut
 from tests.staleness.test_spec import leaves, patched, with_config
 
 SHAPES = Path(__file__).parents[2] / "pipeline" / "synthetic" / "checkpoint"
@@ -106,7 +106,7 @@ BY_PROGRAM: dict[str, tuple[str, Callable[[], Any]]] = {
     "selection.versions.cut": ("cut", lambda: patched(nest_cut, "CUT", 99)),
     "selection.versions.ask": ("ask", lambda: patched(nest_cut, "ASK", 99)),
     "selection.versions.trimmed": ("trim", lambda: patched(pipeline.answer.token_selection, "TRIMMED", 99)),
-    "selection.versions.embedding": ("trim", lambda: patched(joint, "EMBEDDING", 99)),
+    "selection.versions.embedding": ("trim", lambda: patched(clip_space, "EMBEDDING", 99)),
     "selection.versions.positions": ("cut", lambda: patched(pipeline.answer.token_selection, "POSITIONS", 99)),
     "selection.text_reducer.version": ("trim", lambda: patched(Trim, "version", 99)),
 }
