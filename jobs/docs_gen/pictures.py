@@ -4,8 +4,7 @@ A patch that is a token of its own keeps its colours; one that took others in is
 faded and orange, one that was dropped faded and grey.
 """
 
-import struct
-import zlib
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,14 +98,14 @@ def picture(shown: Shown, state_FN: npt.NDArray[np.uint8]) -> bytes:
 
 def png(pixels_HW3: npt.NDArray[np.uint8]) -> bytes:
     """Return a PNG with a palette of RGB pixels of at most 256 colours."""
-    high, wide, _ = pixels_HW3.shape
+    from PIL import Image
+
     colours, index = np.unique(pixels_HW3.reshape(-1, 3), axis=0, return_inverse=True)
-    rows = index.reshape(high, wide).astype(np.uint8)
-    raw = np.concatenate([np.zeros((high, 1), np.uint8), rows], axis=1).tobytes()
-    header = struct.pack(">IIBBBBB", wide, high, 8, 3, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"PLTE", colours.tobytes()), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b"")]
-    chunks = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    image = Image.fromarray(index.reshape(pixels_HW3.shape[:2]).astype(np.uint8)).convert("P")
+    image.putpalette(colours.tobytes())
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 def file_name(spec: str) -> str:
