@@ -5,6 +5,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from pipeline.extras import missing_extra
+
 COMMANDS = {
     "encode": "encode every video of a corpus that the token store does not hold yet",
     "answer": "answer a file of questions from the token store",
@@ -48,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     home = "jobs.bench" if name == "bench" else f"jobs.commands.{name}"
     try:
         code: int = importlib.import_module(home).main(arguments[1:])
+    except ModuleNotFoundError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        sys.stderr.write(f"framefold: {missing}\n")
+        code = 2
     except KeyboardInterrupt:  # while libraries load; a job that began has its own answer
         sys.stderr.write("framefold: stopped; run the same command again to go on\n")
         code = 3

@@ -20,6 +20,7 @@ import tyro
 
 from jobs.runtime.logs import configure, log_format, say, with_flag
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.extras import missing_extra
 from pipeline.names import json_line, one_line
 from pipeline.redaction import redact, redact_all, secrets_of
 
@@ -125,8 +126,8 @@ def code_of(error: BaseException) -> int:
 
 
 def _ours(error: BaseException) -> PipelineError | None:
-    """Return the error of ours that another wraps, or is."""
-    return next((cause for cause in _causes(error) if isinstance(cause, PipelineError)), None)
+    """Return the error of ours that another wraps, or is; a missing package is an error of the installation."""
+    return next((cause for cause in _causes(error) if isinstance(cause, PipelineError)), None) or missing_extra(error)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -18,6 +18,7 @@ import fsspec
 from fsspec.spec import AbstractFileSystem
 
 from pipeline.errors import ConfigError, StorageError, StoreError
+from pipeline.extras import missing_extra
 from pipeline.storage import object_storage
 from pipeline.storage.retry import patiently
 
@@ -40,6 +41,8 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> tup
     try:
         fs, path = fsspec.core.url_to_fs(url, **(storage_options or {}))
     except (ValueError, ImportError, OSError, TypeError) as error:
+        if (missing := missing_extra(error)) is not None:
+            raise missing from error
         raise ConfigError(f"{url}: not a usable URL: {type(error).__name__}: {error}") from error
     if is_local(fs):
         path = str(Path(path).absolute())
