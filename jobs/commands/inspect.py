@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from jobs.commands.inspect_text import lines
-from jobs.runtime.launch import DONE, FAILED, Report, launch, storage_options, with_values
+from jobs.runtime.launch import DONE, FAILED, Report, launch, storage_options
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.inspection import Inspection, Inspector
 from pipeline.errors import ConfigError
@@ -131,7 +131,7 @@ def as_json(found: Inspection) -> dict[str, Any]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    return launch(InspectJob, run, "framefold inspect", with_values(args, "--json"))
+    return launch(InspectJob, run, "framefold inspect", args)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """List the reducers: `framefold reducers`, or as the page of the documentation with `--markdown`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.runtime.launch import Report, launch
 
@@ -11,6 +12,8 @@ from jobs.runtime.launch import Report, launch
 class ReducersJob:
     """List the reducers with their parameters, what they need of the tower, and whether they read the question."""
 
+    json: bool = False
+    """Print them as one JSON object."""
     markdown: bool = False
     """Print docs/reducers.md and no report."""
     pictures: str | None = None
@@ -18,7 +21,7 @@ class ReducersJob:
 
 
 def run(job: ReducersJob) -> Report:
-    """Print a line per reducer; the report holds the same as data."""
+    """Print a table of the reducers; the report holds the same as data."""
     from jobs.docs_gen.catalogue import entry, markdown
     from reducers.compose.selectors import FIRST
     from reducers.compose.spenders import SECOND
@@ -32,14 +35,32 @@ def run(job: ReducersJob) -> Report:
         sys.stdout.write(markdown())
         return {"exit_code": 0, "silent": True}
     listed = {name: entry(name) for name in names()}
+    if job.json:
+        return {"reducers": listed, "compositions": {"first": list(FIRST), "second": list(SECOND)}}
+    rows = [("reducer", "runs", "what it does"), *((name, _when(about), about["summary"]) for name, about in listed.items())]
+    _write_rows(rows)
+    sys.stdout.write("\nparameters and their defaults\n")
     for name, about in listed.items():
         arguments = ", ".join(f"{key}: {told['type']} = {told['default']}" for key, told in about["parameters"].items())
-        when = " (reads the question: give it to framefold answer)" if about["needs_text"] else ""
-        sys.stdout.write(f"{name}({arguments})\n    {about['summary']}{when}\n")
-    sys.stdout.write(f"\ncompositions: one of {', '.join(FIRST)}, then one of {', '.join(SECOND)}\n")
-    for name, first in FIRST.items():
-        sys.stdout.write(f"{name}(...)|...\n    {first.about}\n")
-    return {"reducers": listed, "compositions": {"first": list(FIRST), "second": list(SECOND)}}
+        sys.stdout.write(f"  {name}({arguments})\n")
+    sys.stdout.write("\ncompositions: FIRST|SECOND\n")
+    _write_rows([("first", "", "what it does"), *((name, "", first.about) for name, first in FIRST.items())])
+    sys.stdout.write(f"\nsecond: {', '.join(SECOND)}\n")
+    return {"silent": True}
+
+
+def _when(about: Mapping[str, Any]) -> str:
+    """Return when a reducer runs. Any: descriptions hold values of several types."""
+    if about["needs_text"]:
+        return "with each question, in framefold answer"
+    return "inside the tower" if about["modifies_tower"] else "after the tower"
+
+
+def _write_rows(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Write rows in columns."""
+    wide, when = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for name, runs, what in rows:
+        sys.stdout.write(f"{name:<{wide}}  " + (f"{runs:<{when}}  " if when else "") + f"{what}\n")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """From a command line to an exit code: what every job has in common.
 
 Exit codes: 0 done; 1 more videos failed than allowed; 2 a wrong setting, nothing written; 3 stopped by a signal, run again to
-go on; 4 storage that cannot be trusted or a fault of infrastructure. The report is JSON, the last line of stdout.
+go on; 4 storage that cannot be trusted or a fault of infrastructure. The report is the last line of stdout, as
+JSON; on a terminal it is a table.
 """
 
 import contextlib
@@ -14,14 +15,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from jobs.runtime.logs import configure, log_format, say, with_flag
+from jobs.runtime.report import FLAG, write_report
+from jobs.runtime.report import Report as Report  # what `run` of every command returns
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.extras import missing_extra
-from pipeline.names import json_line, one_line
+from pipeline.names import one_line
 from pipeline.redaction import redact, redact_all, secrets_of
 
 DONE, FAILED, WRONG_SETTING, STOPPED, FAULT = range(5)
@@ -30,17 +33,17 @@ FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
 RULE = re.compile(r"[-─━\s]*|(For|Argument) (full )?helptext.*")
 
 J = TypeVar("J")
-Report = dict[str, Any]
 
 
 def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[str] | None = None) -> int:
     """Parse the flags of a job, run it, print its report. Returns the exit code."""
-    given = sys.argv[1:] if args is None else args
+    given = with_values(args, FLAG)
     secrets = _secrets(given)
     _write_whatever_the_encoding()
     try:
         configure(secrets, log_format(given))
-        report = run(parse(job, prog, given))
+        settings = parse(job, prog, given)
+        report = run(settings)
     except KeyboardInterrupt:
         return _say("stopped; run the same command again to go on", STOPPED)
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
@@ -51,19 +54,19 @@ def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[s
     code = int(report.get("exit_code", DONE))
     if report.get("silent"):
         return code
-    sys.stdout.write(json_line(redact_all(report, secrets), ascii_only=not _is_unicode(sys.stdout)) + "\n")
-    sys.stdout.flush()
+    write_report(redact_all(report, secrets), as_json=_wants_json(settings))
     return code
+
+
+def _wants_json(settings: object) -> bool:
+    """Tell whether `--json` was given; a command may have this flag among its own."""
+    return bool(getattr(getattr(settings, "report", settings), "json", False))
 
 
 def _write_whatever_the_encoding() -> None:
     """Let stdout show a character that its encoding lacks as an escape: a name must not end a listing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _is_unicode(stream: TextIO) -> bool:
-    return (stream.encoding or "utf-8").lower().replace("-", "").startswith("utf")
 
 
 def exit_code(*, stopped: bool, failed: bool, damaged: bool = False) -> int:

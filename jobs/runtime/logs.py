@@ -11,11 +11,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Literal, TypeVar, get_args
 
+from jobs.runtime.report import ReportConfig
 from pipeline.errors import ConfigError
 from pipeline.redaction import redact, redact_all
 
@@ -41,10 +42,12 @@ class LogConfig:
 
 
 def with_flag(job: type[J]) -> type[J]:
-    """Return the class of a job with the flags of `LogConfig` behind its own."""
+    """Return the class of a job with the flags of `LogConfig`, and of `ReportConfig` if it has no `json`, behind its own."""
     frozen = bool(getattr(job, "__dataclass_params__").frozen)  # noqa: B009  # types know no such attribute
-    logs = ("logs", LogConfig, field(default_factory=LogConfig))
-    made = make_dataclass(job.__name__, [logs], bases=(job,), frozen=frozen, kw_only=True)
+    added: list[tuple[str, type, Any]] = [("logs", LogConfig, field(default_factory=LogConfig))]
+    if "json" not in {one.name for one in fields(job)}:  # type: ignore[arg-type]
+        added.append(("report", ReportConfig, field(default_factory=ReportConfig)))
+    made = make_dataclass(job.__name__, added, bases=(job,), frozen=frozen, kw_only=True)
     made.__doc__ = job.__doc__
     return made
 
