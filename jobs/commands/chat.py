@@ -30,6 +30,8 @@ class ChatJob:
     answer: AnswerConfig
     fingerprint: str | None = None
     """Which entries of the store, by the beginning of their fingerprint; needed where it holds several."""
+    reducer: str | None = None
+    """Instead of the fingerprint: the reducer of the entries, e.g. "nest(keep=256)", or its name alone."""
     ask: tuple[str, ...] = ()
     """Turns to ask instead of those from the input."""
     storage_options: str = "{}"
@@ -50,7 +52,7 @@ def run(job: ChatJob) -> Report:
     from pipeline.models.checkpoint import Checkpoint
 
     check_reachable([job.store], job.options)
-    store = TokenStore.open(job.store, job.fingerprint, job.options)
+    store = TokenStore.open(job.store, job.fingerprint, job.options, job.reducer)
     config = here(job.answer)
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)

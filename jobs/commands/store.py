@@ -18,7 +18,7 @@ from pipeline.store.export import export
 from pipeline.store.index import rows_of
 from pipeline.store.maintenance import GRACE_S, clear, compact, gc, repair
 from pipeline.store.resolve import find_video
-from pipeline.store.token_store import TokenStore, fingerprints
+from pipeline.store.token_store import TokenStore, fingerprints, matching_fingerprints
 from pipeline.store.verify import verify
 
 SHOWN_TOKENS = 5
@@ -44,7 +44,9 @@ class StoreJob:
     video: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[VIDEO]")] = None
     """For show: the video, by its id, path or the name of its file; without one the encode spec is shown."""
     fingerprint: str | None = None
-    """Which entries, by the beginning of their fingerprint; stats, verify, compact and retry take all by default."""
+    """Which entries, by the beginning of their fingerprint; ls, stats, show, verify, compact and retry take all by default."""
+    reducer: str | None = None
+    """Which entries, by their reducer, e.g. "nest(keep=256)", or its name alone."""
     grace_s: float = GRACE_S
     """For gc: files younger than this stay, in seconds; longer than any unit takes to commit."""
     drop: str | None = None
@@ -83,14 +85,23 @@ def run(job: StoreJob) -> Report:
 
 
 def _ls(job: StoreJob) -> Report:
-    store = TokenStore.open(job.store, job.fingerprint, job.options)
+    stores = list(_stores(job))
+    counts = {store.fingerprint: _listed(store, with_fingerprint=len(stores) > 1) for store in stores}
+    if len(stores) == 1:
+        return {"fingerprint": stores[0].fingerprint, **counts[stores[0].fingerprint]}
+    return {"store": job.store, "fingerprints": [{"fingerprint": name, **found} for name, found in counts.items()]}
+
+
+def _listed(store: TokenStore, *, with_fingerprint: bool) -> Counter[str]:
+    """Print a line per video, with fingerprint and reducer in the last column; returns how many of each status."""
     counts = Counter(committed=0, failed=0)
+    last = f"\t{store.fingerprint[:12]} {store.spec['reducer']['name']}" if with_fingerprint else ""
     for row in rows_of(store.index.rows):
         status = "cleared" if row["status"] == "failed" and row["source_hint"] is None else row["status"]
         note = f"{row['tokens']} tokens" if status == "committed" else f"{row['error_class']}: {row['error']}"
-        sys.stdout.write(f"{status}\t{one_line(row['video_id'])}\t{one_line(note)}\t{one_line(row['uri'])}\n")
+        sys.stdout.write(f"{status}\t{one_line(row['video_id'])}\t{one_line(note)}\t{one_line(row['uri'])}{last}\n")
         counts[status] += 1
-    return {"fingerprint": store.fingerprint, **counts}
+    return counts
 
 
 def _stats(job: StoreJob) -> Report:
@@ -100,14 +111,36 @@ def _stats(job: StoreJob) -> Report:
 def _stores(job: StoreJob) -> Iterator[TokenStore]:
     """Yield the entries of each fingerprint that is meant. Raises ConfigError where there is none."""
     fs, root = open_root(job.store, job.options)
-    names = [name for name in fingerprints(fs, root) if name.startswith(job.fingerprint or "")]
-    if not names:
-        raise ConfigError(f"{job.store}: no token store there (expected specs/<fingerprint>.json)")
+    names = matching_fingerprints(fs, root, job.fingerprint, job.reducer)
+    if not names:  # of several: names those there are
+        TokenStore.open(job.store, job.fingerprint, job.options, job.reducer)
     return (TokenStore.open(job.store, name, job.options) for name in names)
 
 
 def _show(job: StoreJob) -> Report:
-    store = TokenStore.open(job.store, job.fingerprint, job.options)
+    stores = list(_stores(job))
+    if len(stores) == 1:
+        return _shown(job, stores[0])
+    shown = [{"fingerprint": store.fingerprint, **_shown(job, store)} for store in _holding(job, stores)]
+    return {"store": job.store, "fingerprints": shown}
+
+
+def _holding(job: StoreJob, stores: Sequence[TokenStore]) -> list[TokenStore]:
+    """Return the stores that hold the video that is shown. Raises ConfigError where none does."""
+    found = []
+    for number, store in enumerate(stores):
+        try:
+            if job.video is not None:
+                find_video(job.video, store.index)
+            found.append(store)
+        except ConfigError:
+            if not found and number == len(stores) - 1:
+                raise
+    return found
+
+
+def _shown(job: StoreJob, store: TokenStore) -> Report:
+    """Return an entry, or the encode spec where no video is named."""
     if job.video is None:
         return {"fingerprint": store.fingerprint, "spec": store.spec}
     row = store.index.get(str(find_video(job.video, store.index)["video_id"])) or {}
@@ -133,7 +166,8 @@ def _coverage(entry: Entry) -> dict[str, Any]:
 
 def _verify(job: StoreJob) -> Report:
     fs, root = open_root(job.store, job.options)
-    report = verify(fs, root, job.fingerprint).as_dict()
+    of_reducer = job.reducer and TokenStore.open(job.store, job.fingerprint, job.options, job.reducer).fingerprint
+    report = verify(fs, root, of_reducer or job.fingerprint).as_dict()
     return {"store": job.store, **report, "exit_code": DONE if report["ok"] else FAILED}
 
 
@@ -165,7 +199,7 @@ def _retry(job: StoreJob) -> Report:
 def _export(job: StoreJob) -> Report:
     if job.out is None:
         raise ConfigError("export needs --out, the folder to write to")
-    store = TokenStore.open(job.store, job.fingerprint, job.options)
+    store = TokenStore.open(job.store, job.fingerprint, job.options, job.reducer)
     if open_root(job.out, job.options)[1] == store.root:
         raise ConfigError(f"{job.out} is the token store: expected another folder for the view, one inside it will do")
     report = export(store, job.out, job.format, job.videos_per_file, job.options)

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from pipeline.errors import ConfigError, StoreError
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.schema import ENTRY, INDEX, MANIFEST, SCHEMA_VERSION
-from pipeline.storage.filesystem import create_exclusive, list_files, open_root, read_bytes, renew
+from pipeline.storage.filesystem import create_exclusive, is_local, list_files, open_root, read_bytes, renew
+from pipeline.store.choice import chosen
 from pipeline.store.entries import Entry, payload_digest
 from pipeline.store.index import TRANSIENT, Index
 from pipeline.store.shards import Place, ShardReader, write_entries
@@ -48,20 +49,22 @@ class TokenStore:
         return cls(fs, root, spec)
 
     @classmethod
-    def open(cls, url: str, fingerprint: str | None = None, storage_options: Mapping[str, Any] | None = None) -> "TokenStore":
-        """Open the entries of a fingerprint, or of the only one there is. A beginning of it is enough.
+    def open(
+        cls, url: str, fingerprint: str | None = None, storage_options: Mapping[str, Any] | None = None,
+        reducer: str | None = None,
+    ) -> "TokenStore":  # fmt: skip
+        """Open the entries of a fingerprint, given by its beginning, or of a reducer, or the only ones there are.
 
         Raises ConfigError if there is no store, no such fingerprint, or more than one to choose from.
         """
         fs, root = open_root(url, storage_options)
-        found = fingerprints(fs, root)
-        if not found:
-            raise ConfigError(f"{url}: no token store there (expected specs/<fingerprint>.json)")
-        matching = [name for name in found if name.startswith(fingerprint or "")]
+        matching = matching_fingerprints(fs, root, fingerprint, reducer)
         if len(matching) != 1:
-            known = ", ".join(f"{name[:12]} ({_reducer(fs, root, name)})" for name in found)
-            wanted = f"no single fingerprint begins with {fingerprint!r}" if fingerprint else "more than one fingerprint"
-            raise ConfigError(f"{url}: {wanted}; pass --fingerprint with one of: {known}")
+            known = ", ".join(f"{name[:12]} ({_reducer(fs, root, name)})" for name in fingerprints(fs, root))
+            given = f"fingerprint {fingerprint!r}" if reducer is None else f"reducer {reducer!r}"
+            is_given = fingerprint is not None or reducer is not None
+            problem = f"{len(matching)} fingerprints match {given}" if is_given else "several fingerprints"
+            raise ConfigError(f"{url}: {problem}; pass --fingerprint or --reducer for one of: {known}")
         return cls(fs, root, read_spec(fs, root, matching[0]))
 
     def refresh(self) -> None:
@@ -189,6 +192,17 @@ class Commit:
 def fingerprints(fs: Any, root: str) -> list[str]:
     """Return every fingerprint under a root, sorted."""
     return [path.rsplit("/", 1)[-1].removesuffix(".json") for path in list_files(fs, f"{root}/specs", ".json")]
+
+
+def matching_fingerprints(fs: Any, root: str, fingerprint: str | None, reducer: str | None) -> list[str]:
+    """Return the fingerprints that begin so and have this reducer, sorted. Raises ConfigError where there is no store."""
+    names = fingerprints(fs, root)
+    if not names:
+        where = root if is_local(fs) else fs.unstrip_protocol(root)
+        raise ConfigError(f"{where}: no token store there (expected specs/<fingerprint>.json)")
+    if reducer is None:
+        return [name for name in names if name.startswith(fingerprint or "")]
+    return chosen({name: read_spec(fs, root, name) for name in names}, fingerprint, reducer)
 
 
 def read_spec(fs: Any, root: str, name: str) -> dict[str, Any]:

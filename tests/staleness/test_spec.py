@@ -159,7 +159,7 @@ def test_an_entry_of_another_spec_is_never_served(model: str, filled: Path, tmp_
         fresh = TokenStore.create(str(store), after)
         assert fresh.ids() == []
         assert encoded_by(changed) == [1, 0, 0]
-    with pytest.raises(ConfigError, match="more than one fingerprint"):
+    with pytest.raises(ConfigError, match="several fingerprints"):
         TokenStore.open(str(store))
     assert TokenStore.open(str(store), fingerprint(before)).ids() == TokenStore.open(str(store), fingerprint(after)).ids()
 
