@@ -36,10 +36,32 @@ def run(job: ReducersJob) -> Report:
         arguments = ", ".join(f"{key}: {told['type']} = {told['default']}" for key, told in about["parameters"].items())
         when = " (reads the question: give it to framefold answer)" if about["needs_text"] else ""
         sys.stdout.write(f"{name}({arguments})\n    {about['summary']}{when}\n")
+    foreign = _foreign()
+    for name, summary in foreign.items():
+        sys.stdout.write(f"{name}\n    {summary}\n")
     sys.stdout.write(f"\ncompositions: one of {', '.join(FIRST)}, then one of {', '.join(SECOND)}\n")
     for name, first in FIRST.items():
         sys.stdout.write(f"{name}(...)|...\n    {first.about}\n")
-    return {"reducers": listed, "compositions": {"first": list(FIRST), "second": list(SECOND)}}
+    plugins = {"plugins": foreign} if foreign else {}
+    return {"reducers": listed, **plugins, "compositions": {"first": list(FIRST), "second": list(SECOND)}}
+
+
+def _foreign() -> dict[str, str]:
+    """Return what there is to say about each reducer of another distribution, or why it cannot be used."""
+    from reducers import plugins
+
+    found = {}
+    for name in plugins.names():
+        try:
+            known = plugins.find(name)
+            found[name] = "" if known is None else f"{plugins.label(known[1])}: {_summary(known[1])}"
+        except plugins.PluginError as error:
+            found[name] = str(error)
+    return found
+
+
+def _summary(kind: type) -> str:
+    return (kind.__doc__ or "no docstring").strip().partition("\n")[0]
 
 
 def main(args: Sequence[str] | None = None) -> int:
