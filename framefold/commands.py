@@ -82,4 +82,4 @@ def _run(name: str, kind: type[Any], run: Callable[[Any], Report], settings: Map
         if setting in settings:
             raise ConfigError(f"framefold.{name}: {setting} is a setting of Ray: use the command framefold {name}")
     local = {} if name == "evaluate" else {"runner": "local"}
-    return run(job_of(kind, {**settings, **local}, f"framefold.{name}"))
+    return run(job_of(kind, {**settings, **local}, f"framefold.{name}", RAY_ONLY))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from types import UnionType
@@ -13,16 +13,17 @@ from pipeline.errors import ConfigError
 J = TypeVar("J")
 
 
-def job_of(kind: type[J], settings: Mapping[str, Any], what: str) -> J:
-    """Return a job of its settings, nested configs filled by name. Any: settings are of all types.
+def job_of(kind: type[J], settings: Mapping[str, Any], what: str, hidden: Collection[str] = ()) -> J:
+    """Return a job of its settings, nested configs filled by name; messages do not offer `hidden` names. Any: of all types.
 
     Raises ConfigError, in one line, for a setting that is unknown, missing or of a wrong type.
     """
     known = _names(kind)
     for name in settings:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(sorted(known))}"
+            offered = sorted(known.difference(hidden))
+            near = get_close_matches(name, offered, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(offered)}"
             raise ConfigError(f"{what}: unknown setting {name!r}, {hint}")
     return _built(kind, settings, what)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reducers.captures import Capture as Capture
-from reducers.captures import captured, clips_of, square
+from reducers.captures import captured, clips_of, frame_rows, square
 from reducers.errors import BudgetError as BudgetError
 from reducers.errors import ReducerError as ReducerError
 from reducers.errors import ReducerSpecError as ReducerSpecError
@@ -93,7 +93,7 @@ class VisualTokens:
             grid=square(shape[1]) if grid is None else grid,
             clip_ptr=ptr,
             captures={**taken, **(captures or {})},
-            clip_space=None if clip_space is None else clip_space.reshape(*shape, -1),
+            clip_space=None if clip_space is None else frame_rows("clip_space", clip_space, shape, 1),
         )
 
     def capture(self, needed: Capture) -> Tensor:

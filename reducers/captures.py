@@ -76,10 +76,10 @@ def captured(shape: torch.Size, *, attention: Tensor | None, keys: Tensor | None
     """
     found: dict[Capture, Tensor] = {}
     if attention is not None:
-        rows = _rows("attention", attention.float(), shape, 0)
+        rows = frame_rows("attention", attention.float(), shape, 0)
         found |= {Capture(kind=k, block=b, heads=h): rows for k, b, h in product(RANKED, BLOCKS, HEADS)}
     if keys is not None:
-        rows = _rows("keys", keys.float(), shape, 1)
+        rows = frame_rows("keys", keys.float(), shape, 1)
         found |= {Capture(kind="keys", block=b, heads=h): rows for b, h in product(BLOCKS, SIDE_BY_SIDE)}
     if keys is not None and heads is not None:
         if heads < 1 or keys.shape[-1] % heads:
@@ -89,7 +89,7 @@ def captured(shape: torch.Size, *, attention: Tensor | None, keys: Tensor | None
     return found
 
 
-def _rows(name: str, values: Tensor, shape: torch.Size, more: int) -> Tensor:
+def frame_rows(name: str, values: Tensor, shape: torch.Size, more: int) -> Tensor:
     """Return values with the axis of clips flattened: (F, N), and `more` axes behind. Raises ReducerError."""
     rows = values.flatten(0, 1) if values.ndim == 3 + more else values
     if rows.ndim != 2 + more or rows.shape[:2] != shape:
