@@ -10,43 +10,21 @@ does not depend on who shares the batch; nothing raises on data but non-finite v
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from reducers.captures import Capture as Capture
+from reducers.captures import captured, clips_of, frame_rows, square
+from reducers.errors import BudgetError as BudgetError
+from reducers.errors import ReducerError as ReducerError
+from reducers.errors import ReducerSpecError as ReducerSpecError
+from reducers.origin import origin_of
+
 KEPT, ENRICHED, CONTEXTUAL, AGGREGATE, CLS, MERGED = range(6)
 """Kinds of token: unchanged; a centre that took in neighbours; a target that took in the rest; a mean or residual; the
 class token; merged inside the tower."""
-
-
-class ReducerError(ValueError):
-    """A reducer cannot work on what it was given."""
-
-
-class BudgetError(ReducerError):
-    """A budget that the method cannot meet."""
-
-
-class ReducerSpecError(ReducerError):
-    """A spec string names an unknown reducer, an unknown parameter or a value that is not allowed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Capture:
-    """What a reducer needs from the tower besides features.
-
-    `block` is relative to the selected layer: `selected` produced it (L-2), `next` consumes it (L-1, of which only the first
-    norm and the query and key projections are evaluated), `first` is block 0.
-    """
-
-    kind: Literal["cls_attn", "keys", "received", "sheet"]
-    """cls_attn and received: (F, N) float32. keys: (F, N, D) when heads are concatenated, (F, N, d) when averaged.
-    sheet: (F, 1) float32, CLS attention to the tile of each frame on a contact sheet of its clip."""
-    block: Literal["selected", "next", "first"] = "selected"
-    """The block whose queries and keys are read."""
-    heads: Literal["concat", "sum", "mean"] = "sum"
-    """concat: all heads side by side, as one. sum and mean: over heads, each by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +53,48 @@ class VisualTokens:
             raise ReducerError(f"expected clips to cover {frames} frames, got bounds {self.clip_ptr.tolist()}")
         if self.cls is not None and self.cls.shape != (frames, width):
             raise ReducerError(f"expected CLS rows ({frames}, {width}), got {tuple(self.cls.shape)}")
+
+    @classmethod
+    def from_features(
+        cls,
+        features: Tensor,
+        *,
+        cls_rows: Tensor | None = None,
+        attention: Tensor | None = None,
+        keys: Tensor | None = None,
+        heads: int | None = None,
+        grid: tuple[int, int] | None = None,
+        clip_ptr: Tensor | None = None,
+        captures: Mapping[Capture, Tensor] | None = None,
+        clip_space: Tensor | None = None,
+    ) -> "VisualTokens":
+        """Return tokens of any CLIP-like tower, of one clip (F, ...) or of V clips of equal length (V, F, ...).
+
+        Args:
+            features: (F, N, D) or (V, F, N, D), patches in raster order, CLS not among them.
+            cls_rows: (F, D) or (V, F, D), where the tower has CLS.
+            attention: (F, N) or (V, F, N), CLS attention or attention received; given to a reducer whichever block and
+                heads it asks for.
+            keys: (F, N, D) or (V, F, N, D), heads side by side; likewise.
+            heads: attention heads of the tower; needed for reducers that want keys averaged over heads.
+            grid: rows and columns of patches; default: square.
+            clip_ptr: (V + 1,) int64, bounds of clips of unequal length in (F, ...).
+            captures: exact captures of single blocks, rows (F, ...); they replace `attention` and `keys`.
+            clip_space: (F, N, P) or (V, F, N, P), patches in the joint image-text space.
+
+        Raises ReducerError for shapes that do not fit together.
+        """
+        flat, ptr = clips_of(features, clip_ptr)
+        shape = flat.shape[:2]
+        taken = captured(shape, attention=attention, keys=keys, heads=heads)
+        return cls(
+            features=flat,
+            cls=None if cls_rows is None else cls_rows.reshape(-1, cls_rows.shape[-1]),
+            grid=square(shape[1]) if grid is None else grid,
+            clip_ptr=ptr,
+            captures={**taken, **(captures or {})},
+            clip_space=None if clip_space is None else frame_rows("clip_space", clip_space, shape, 1),
+        )
 
     def capture(self, needed: Capture) -> Tensor:
         """Return a capture, of the shape that `Capture` names. Raises ReducerError if the tower did not take it."""
@@ -169,6 +189,24 @@ class Reducer(Protocol):
         ...
 
 
+@runtime_checkable
+class TowerReducer(Protocol):
+    """What a reducer with `modifies_tower` has besides: how many rows each block merges, and the tokens that are left."""
+
+    @property
+    def prop_attn(self) -> bool:
+        """Whether a merged row counts in attention as often as it stands for a patch."""
+        ...
+
+    def schedule(self, patches: int, blocks: int) -> list[int]:
+        """Return how many rows each block merges."""
+        ...
+
+    def reduced(self, tokens: VisualTokens, x_FKD: Tensor, size_FK: Tensor, slot_FN: Tensor) -> ReducedTokens:
+        """Return the merged rows of all clips, see `ToMe.reduced`."""
+        ...
+
+
 class Fingerprinted:
     """Gives every reducer its `fingerprint`; it neither reads the question nor works in the tower unless it says so itself."""
 
@@ -183,12 +221,16 @@ class Fingerprinted:
 def describe(reducer: Reducer) -> dict[str, Any]:
     """Return name, version and all parameters: what a reducer adds to the encode fingerprint.
 
+    A plug-in adds name and version of its distribution, since code that it imports may move its tokens too.
+
     Raises ReducerError if the config is not a dataclass.
     """
     config = reducer.config
     if not is_dataclass(config) or isinstance(config, type):
         raise ReducerError(f"expected the config of {reducer.name} to be a dataclass, got {config!r}")
-    return {"name": reducer.name, "version": reducer.version, "params": asdict(config)}
+    found = {"name": reducer.name, "version": reducer.version, "params": asdict(config)}
+    origin = origin_of(type(reducer))
+    return found if origin is None else {**found, "distribution": asdict(origin)}
 
 
 def check_finite(tokens: VisualTokens) -> None:

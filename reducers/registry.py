@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
+from reducers import plugins
 from reducers.base import Reducer, ReducerError, ReducerSpecError
 from reducers.compose.composition import Composed, CompositionConfig, Part
 from reducers.compose.selectors import FIRST
@@ -24,6 +25,7 @@ from reducers.methods.vcast import VCast, VCastConfig
 from reducers.methods.visionzip import VisionZip, VisionZipConfig
 from reducers.nest.order import NestConfig
 from reducers.nest.reducer import Nest
+from reducers.plugins import register as register
 from reducers.spec import Term, arguments, terms, type_name
 
 METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
@@ -47,17 +49,19 @@ METHODS: Mapping[str, tuple[type[Any], Callable[[Any], Reducer]]] = {
 }
 """Name to config class and reducer class. Any: each method has its own config."""
 
+plugins.reserve(*METHODS, *FIRST, *SECOND)
+
 PROPORTION = {"dominant", "contextual"}
 """Parameters that need a budget beside them in a composition."""
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all reducers."""
+    """Return the names of our own reducers; `plugins.names` has those of other distributions."""
     return tuple(METHODS)
 
 
 def parse(spec: str) -> Reducer:
-    """Return the reducer of a spec such as `prumerge+(ratio=1/8)` or `alloc(vcast)+prumerge+`.
+    """Return the reducer of a spec such as `prumerge+(ratio=1/8)` or `alloc(vcast)+prumerge+`, or of a plug-in's name.
 
     Raises ReducerSpecError, in one line.
     """
@@ -66,8 +70,11 @@ def parse(spec: str) -> Reducer:
 
 
 def parameters(name: str) -> dict[str, tuple[str, Any]]:
-    """Return type and default of each parameter of a reducer."""
-    return parameters_of(METHODS[name][0])
+    """Return type and default of each parameter of a reducer, ours or a plug-in. Raises KeyError, PluginError."""
+    known = METHODS.get(name) or plugins.find(name)
+    if known is None:
+        raise KeyError(name)
+    return parameters_of(known[0])
 
 
 def parameters_of(config: type[Any]) -> dict[str, tuple[str, Any]]:
@@ -77,10 +84,12 @@ def parameters_of(config: type[Any]) -> dict[str, tuple[str, Any]]:
 
 
 def _single(term: Term) -> Reducer:
-    if term.name not in METHODS:
+    known = METHODS.get(term.name) or plugins.find(term.name)
+    if known is None:
         firsts = f"; {term.name} stands before another, as in {term.name}+visionzip" if term.name in FIRST else ""
-        raise ReducerSpecError(f"unknown reducer {term.name!r}, expected one of {', '.join(METHODS)}{firsts}")
-    config, build = METHODS[term.name]
+        listed = ", ".join([*METHODS, *plugins.names()])
+        raise ReducerSpecError(f"unknown reducer {term.name!r}, expected one of {listed}{firsts}")
+    config, build = known
     return build(_config(term, config))
 
 

@@ -1,4 +1,4 @@
-"""The import graph is the architecture: jobs -> pipeline -> reducers, and each library has its few homes."""
+"""The import graph is the architecture: framefold -> jobs -> pipeline -> reducers, and each library has its few homes."""
 
 import ast
 import os
@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = {"reducers": {"reducers"}, "pipeline": {"reducers", "pipeline"}, "jobs": {"reducers", "pipeline", "jobs"}}
+LAYERS = {
+    "reducers": {"reducers"},
+    "pipeline": {"reducers", "pipeline"},
+    "jobs": {"reducers", "pipeline", "jobs"},
+    "framefold": {"reducers", "pipeline", "jobs", "framefold"},
+}
 HOMES = {
     "ray": ("jobs/",),
     "tyro": ("jobs/",),

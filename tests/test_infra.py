@@ -97,4 +97,4 @@ def test_the_image_installs_from_the_lock_file() -> None:
     """And copies every package that the distribution has."""
     text = (INFRA / "Dockerfile").read_text()
     assert "-c requirements.lock" in text
-    assert all(f"COPY --chown=ray:users {name} {name}" in text for name in ("reducers", "pipeline", "jobs"))
+    assert all(f"COPY --chown=ray:users {name} {name}" in text for name in ("reducers", "pipeline", "jobs", "framefold"))

@@ -36,7 +36,9 @@ def run(job: ReducersJob) -> Report:
         return {"exit_code": 0, "silent": True}
     listed = {name: entry(name) for name in names()}
     if job.json:
-        return {"reducers": listed, "compositions": {"first": list(FIRST), "second": list(SECOND)}}
+        foreign = _foreign()
+        plugins = {"plugins": foreign} if foreign else {}
+        return {"reducers": listed, **plugins, "compositions": {"first": list(FIRST), "second": list(SECOND)}}
     rows = [("reducer", "runs", "what it does"), *((name, _when(about), about["summary"]) for name, about in listed.items())]
     _write_rows(rows)
     sys.stdout.write("\nparameters and their defaults\n")
@@ -46,6 +48,9 @@ def run(job: ReducersJob) -> Report:
     sys.stdout.write("\ncompositions: FIRST|SECOND\n")
     _write_rows([("first", "", "what it does"), *((name, "", first.about) for name, first in FIRST.items())])
     sys.stdout.write(f"\nsecond: {', '.join(SECOND)}\n")
+    if foreign := _foreign():
+        sys.stdout.write("\n")
+        _write_rows([("of other distributions", "", "what it does"), *((name, "", what) for name, what in foreign.items())])
     return {"silent": True}
 
 
@@ -61,6 +66,24 @@ def _write_rows(rows: Sequence[tuple[str, str, str]]) -> None:
     wide, when = (max(len(row[column]) for row in rows) for column in (0, 1))
     for name, runs, what in rows:
         sys.stdout.write(f"{name:<{wide}}  " + (f"{runs:<{when}}  " if when else "") + f"{what}\n")
+
+
+def _foreign() -> dict[str, str]:
+    """Return what there is to say about each reducer of another distribution, or why it cannot be used."""
+    from reducers import plugins
+
+    found = {}
+    for name in plugins.names():
+        try:
+            known = plugins.find(name)
+            found[name] = "" if known is None else f"{plugins.label(known[1])}: {_summary(known[1])}"
+        except plugins.PluginError as error:
+            found[name] = str(error)
+    return found
+
+
+def _summary(kind: type) -> str:
+    return (kind.__doc__ or "no docstring").strip().partition("\n")[0]
 
 
 def main(args: Sequence[str] | None = None) -> int:

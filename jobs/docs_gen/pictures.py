@@ -140,10 +140,9 @@ def _reduced(tower: "Tower", frames_FSSC: "Tensor", reducer: "Reducer") -> "Redu
 
     from pipeline.synthetic.joint import patches_in_joint_space, words_in_joint_space
     from reducers.base import TextQuery
-    from reducers.methods.tome import ToMe
 
     ends = torch.tensor([0, len(frames_FSSC)])
-    if isinstance(reducer, ToMe):
+    if reducer.modifies_tower:
         return tower.merged(frames_FSSC, reducer, ends)
     seen = tower(frames_FSSC, reducer.needs, ends)
     if not reducer.needs_text:

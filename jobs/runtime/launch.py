@@ -156,8 +156,14 @@ def _say(text: str, code: int) -> int:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM and SIGINT set; a second one ends the process at once."""
+    """Yield an event that SIGTERM and SIGINT set; a second one ends the process at once.
+
+    Python delivers signals to the main thread: in another one, where a program calls the library, no signal sets the event.
+    """
     stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(number: int, _frame: object) -> None:
         if stop.is_set():

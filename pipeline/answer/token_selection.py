@@ -114,6 +114,17 @@ def parse_text_reducer(spec: str) -> "Reducer":
     return reducer
 
 
+def check_text_reducer(spec: str) -> None:
+    """Raise ConfigError if a reducer does not read the question, or cannot work on zeros: a plug-in may break the interface."""
+    from reducers.base import ReducerError
+    from reducers.trial import Geometry, try_on_zeros
+
+    try:
+        try_on_zeros(parse_text_reducer(spec), Geometry(frames=2, grid=(4, 4), width=32, heads=2))
+    except ReducerError as error:
+        raise ConfigError(f"{spec} cannot work on stored patches: {error}") from error
+
+
 def check_selection(config: SelectConfig, stored: Mapping[str, Any], space: "JointSpace | None") -> None:
     """Raise ConfigError if entries of a spec cannot be shown that way, before any is read."""
     reducer = stored.get("reducer") or {}
@@ -125,7 +136,7 @@ def check_selection(config: SelectConfig, stored: Mapping[str, Any], space: "Joi
     if not config.reads_question:
         return
     if config.text_reducer is not None:
-        parse_text_reducer(config.text_reducer)
+        check_text_reducer(config.text_reducer)
         if name not in ("none", "nest"):
             raise ConfigError(f"{config.text_reducer} chooses among patches: encode with none or nest, this store has {name}")
     held = stored.get("clip_space")

@@ -161,7 +161,7 @@ class DecodeChild:
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.decode.worker"],
+            [sys.executable, "-P", "-m", "pipeline.decode.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -250,7 +250,11 @@ class DecodeChild:
 
 
 def _environment() -> dict[str, str]:
-    """Return the variables of a child: code that a hostile video manages to run should find no credentials there."""
+    """Return the variables of a child: code that a hostile video manages to run should find no credentials there.
+
+    Modules come from this installation first. The working directory is not searched: `-P` leaves it out, and so are empty
+    entries of PYTHONPATH, which stand for it.
+    """
     told = {name: value for name, value in os.environ.items() if name in TOLD or name.startswith(TOLD_IF_BEGUN)}
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    return {**told, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    paths = [str(Path(__file__).resolve().parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**told, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}

@@ -57,8 +57,8 @@ class EncodeConfig:
         check_device(self.device)
         if self.batch_clips is not None:
             check_at_least_one(self, "batch_clips")
-        if self.clip_space and self.reducer.startswith("tome"):
-            raise ConfigError("clip_space needs patches as the tower gives them: tome merges them inside it")
+        if self.clip_space:
+            _check_patches(self.reducer)
 
     @property
     def clips_together(self) -> int:
@@ -96,25 +96,24 @@ def parse_reducer(spec: str) -> "Reducer":
     return reducer
 
 
+def _check_patches(spec: str) -> None:
+    """Raise ConfigError if a reducer merges patches before they can be taken to the joint image-text space."""
+    reducer = parse_reducer(spec)
+    if reducer.modifies_tower:
+        raise ConfigError(f"clip_space needs patches as the tower gives them: {reducer.name} merges them inside it")
+
+
 def check_reducer(spec: str, frames: int, checkpoint: "Checkpoint") -> None:
     """Raise ConfigError if a reducer cannot work on clips of this tower, before any video is read: it is tried on zeros."""
-    import torch
-
-    from reducers.base import ReducerError, VisualTokens
+    from reducers.base import ReducerError
+    from reducers.trial import Geometry, try_on_zeros
 
     reducer, shape = parse_reducer(spec), checkpoint.tower_shape()
-    if reducer.modifies_tower:
-        return
     if any(need.kind == "received" for need in reducer.needs):
         raise ConfigError(f"{spec} ranks by attention received, for towers without a CLS token: this one has it, use score=cls")
-    patches, width = shape.grid[0] * shape.grid[1], shape.width
-    captures = {}
-    for need in reducer.needs:
-        widths = {"concat": width, "mean": width // shape.heads}
-        captures[need] = torch.zeros(frames, patches, *([widths[need.heads]] if need.kind == "keys" else []))
-    rows = {"features": torch.zeros(frames, patches, width), "cls": torch.zeros(frames, width)}
+    patches = shape.grid[0] * shape.grid[1]
     try:
-        reducer.reduce(VisualTokens(**rows, grid=shape.grid, clip_ptr=torch.tensor([0, frames]), captures=captures))
+        try_on_zeros(reducer, Geometry(frames=frames, grid=shape.grid, width=shape.width, heads=shape.heads))
     except ReducerError as error:
         raise ConfigError(f"{spec} cannot work on {frames} frames of {patches} patches: {error}") from error
 
@@ -177,10 +176,9 @@ class Encode:
     def _look(self, clips: Sequence[bytes]) -> "_Looked":
         """Run the tower over some clips. A GPU has only begun when this returns."""
         from pipeline.encode.batching import ends_of, frames_of
-        from reducers.methods.tome import ToMe
 
         frames, lengths = frames_of(clips, self.tower.side_px, locked=self.tower.device.type == "cuda")
-        if isinstance(self.reducer, ToMe):
+        if self.reducer.modifies_tower:
             with self.watch("tower"):
                 return lengths, self.tower.merged(frames, self.reducer, ends_of(lengths))
         with self.watch("tower"):
@@ -188,7 +186,7 @@ class Encode:
 
     def _finish(self, looked: "_Looked") -> list[dict[str, Any]]:
         """Return the token columns of each clip, or the failure of one with a value that is not finite."""
-        from pipeline.encode.batching import in_joint_space, not_finite, some_clips
+        from pipeline.encode.batching import not_finite, some_clips
         from reducers.base import ReducedTokens
 
         lengths, seen = looked
@@ -201,12 +199,32 @@ class Encode:
         if kept:
             seen = some_clips(seen, kept) if bad else seen
             with self.watch("reduce"):
-                reduced = self.reducer.reduce(seen)
-                vectors = None if self.space is None else in_joint_space(self.space, self.tower.model, seen, reduced)
-                outcomes = self._columns(reduced, [lengths[number] for number in kept], vectors)
+                outcomes = self._reduced(seen, [lengths[number] for number in kept])
             for number, outcome in zip(kept, outcomes, strict=True):
                 found[number] = outcome
         return found
+
+    def _reduced(self, seen: "VisualTokens", lengths: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the token columns of clips of so many frames.
+
+        What a plug-in returns is checked. Where it fails on several clips, each is reduced by itself; one that fails is a row.
+        """
+        from pipeline.encode.batching import in_joint_space, some_clips
+        from reducers.base import ReducerError
+        from reducers.plugins import is_plugin
+        from reducers.trial import guarded
+
+        foreign = is_plugin(type(self.reducer))
+        try:
+            reduced = guarded(self.reducer, seen) if foreign else self.reducer.reduce(seen)
+        except ReducerError as error:
+            if not foreign:
+                raise
+            if len(lengths) == 1:
+                return [failure(str(error))]
+            return [self._reduced(some_clips(seen, [at]), [frames])[0] for at, frames in enumerate(lengths)]
+        vectors = None if self.space is None else in_joint_space(self.space, self.tower.model, seen, reduced)
+        return self._columns(reduced, lengths, vectors)
 
     def _columns(
         self, reduced: "ReducedTokens", lengths: Sequence[int], vectors: "Sequence[torch.Tensor] | None" = None

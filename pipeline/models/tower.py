@@ -17,8 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.contact_sheet import sheet_scores
 from pipeline.models.token_merging import merge_blocks
-from reducers.base import Capture, ReducedTokens, VisualTokens
-from reducers.methods.tome import ToMe
+from reducers.base import Capture, ReducedTokens, Reducer, ReducerError, TowerReducer, VisualTokens
 from reducers.ops.attention import cls_attention, mean_over_heads
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -135,15 +134,20 @@ class Tower:
         )
 
     @torch.inference_mode()
-    def merged(self, frames_FSSC: Tensor, reducer: ToMe, clip_ptr: Tensor, max_frames: int = 64) -> ReducedTokens:
-        """Return what token merging inside the tower leaves of uint8 frames (F, S, S, 3). Raises ReducerError."""
+    def merged(self, frames_FSSC: Tensor, reducer: Reducer, clip_ptr: Tensor, max_frames: int = 64) -> ReducedTokens:
+        """Return what token merging inside the tower leaves of uint8 frames (F, S, S, 3).
+
+        Raises ReducerError, also for a reducer that does not work inside the tower.
+        """
+        if not isinstance(reducer, TowerReducer):
+            raise ReducerError(f"{reducer.name} does not work inside the tower: it lacks schedule, reduced or prop_attn")
         blocks = list(self.model.encoder.layers)
         blocks = blocks[: blocks_to_run(len(blocks), self.layer)]
         parts = []
         for some in frames_FSSC.split(max_frames):
             hidden = self.model.pre_layrnorm(self.model.embeddings(self._pixels(some)))
             steps = reducer.schedule(hidden.shape[1] - 1, len(blocks))
-            parts.append(merge_blocks(blocks, hidden, steps, prop_attn=reducer.config.prop_attn))
+            parts.append(merge_blocks(blocks, hidden, steps, prop_attn=reducer.prop_attn))
         rows, size, slot = (torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "size", "slot"))
         patches = slot.shape[1] - 1
         side = int(patches**0.5)

@@ -7,7 +7,7 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ import numpy.typing as npt
 from pipeline.errors import StoreError
 from pipeline.schema import OPTIONAL
 from pipeline.store.quantize import from_int8
+
+if TYPE_CHECKING:  # torch loads when an entry is turned into tensors, not when it is read
+    from torch import Tensor
 
 DIGESTED = ("video_id", "features", "shape", "dtype", "frame", "anchor", "kind", "size", "position", "grid")
 WIDTHS = {"frame": 2, "anchor": 4, "kind": 1, "size": 4, "position": 12}
@@ -70,6 +73,43 @@ class Entry:
     """What cutting to a smaller budget needs; None if the reducer is not nested."""
     clip_space: npt.NDArray[np.float16] | None = None
     """(S, P) in the joint image-text space, 0 for CLS; None if not asked for while encoding."""
+
+    def to_torch(self) -> "EntryTensors":
+        """Return the tokens as torch tensors."""
+        import torch
+
+        def tensor(values: Any) -> "Tensor":
+            return torch.from_numpy(np.array(values))
+
+        return EntryTensors(
+            features=tensor(self.features),
+            positions=tensor(self.position),
+            timestamps=tensor(np.asarray(self.timestamps_s, np.float32)),
+            sizes=tensor(self.size),
+            frames=tensor(self.frame),
+            anchors=tensor(self.anchor),
+            kinds=tensor(self.kind),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryTensors:
+    """The tokens of an entry as torch tensors on the CPU, copies that may be changed."""
+
+    features: "Tensor"
+    """(S, D) float16, before the projector."""
+    positions: "Tensor"
+    """(S, 3) float32: frame, row, column of each token, mean over the patches behind it; -1 for CLS."""
+    timestamps: "Tensor"
+    """(F,) float32: seconds of each frame in the video."""
+    sizes: "Tensor"
+    """(S,) float32: patches that each token stands for; 0 for CLS."""
+    frames: "Tensor"
+    """(S,) int16: frame of each token, -1 for a token of the whole clip."""
+    anchors: "Tensor"
+    """(S,) int32: frame * N + patch that each token stands for, -1 if none."""
+    kinds: "Tensor"
+    """(S,) uint8, see `reducers.base`."""
 
 
 def payload_digest(row: Mapping[str, Any]) -> str:

@@ -132,6 +132,11 @@ class ToMe(Fingerprinted):
         """Refuse: the tower merges, with `schedule` and `reduced` of this class."""
         raise ReducerError("tome works inside the tower: run it with pipeline.models.tower, not on finished tokens")
 
+    @property
+    def prop_attn(self) -> bool:
+        """Whether a merged row counts in attention as often as it stands for a patch."""
+        return self.config.prop_attn
+
     def schedule(self, patches: int, blocks: int) -> list[int]:
         """Return how many rows each block merges."""
         if self.config.r is not None:
