@@ -16,7 +16,7 @@ from pipeline.store.columns import columns, failure, hosted
 if TYPE_CHECKING:  # torch and transformers load when a stage is built, not when a flag is parsed
     import torch
 
-    from pipeline.models.checkpoint import Checkpoint
+    from pipeline.models.checkpoint import Checkpoint, TowerShape
     from reducers.base import ReducedTokens, Reducer, VisualTokens
 
     _Looked = tuple[Sequence[int], VisualTokens | ReducedTokens]
@@ -98,25 +98,35 @@ def parse_reducer(spec: str) -> "Reducer":
 
 def check_reducer(spec: str, frames: int, checkpoint: "Checkpoint") -> None:
     """Raise ConfigError if a reducer cannot work on clips of this tower, before any video is read: it is tried on zeros."""
-    import torch
-
-    from reducers.base import ReducerError, VisualTokens
+    from pipeline.models.tower import check_captures
+    from reducers.base import ReducerError
 
     reducer, shape = parse_reducer(spec), checkpoint.tower_shape()
+    check_captures(reducer.needs, shape.blocks, checkpoint.layer)
     if reducer.modifies_tower:
         return
     if any(need.kind == "received" for need in reducer.needs):
         raise ConfigError(f"{spec} ranks by attention received, for towers without a CLS token: this one has it, use score=cls")
+    try:
+        reduced_zeros(reducer, frames, shape)
+    except ReducerError as error:
+        patches = shape.grid[0] * shape.grid[1]
+        raise ConfigError(f"{spec} cannot work on {frames} frames of {patches} patches: {error}") from error
+
+
+def reduced_zeros(reducer: "Reducer", frames: int, shape: "TowerShape") -> "ReducedTokens":
+    """Return what a reducer leaves of one clip of `frames` frames in which every value is 0. Raises ReducerError."""
+    import torch
+
+    from reducers.base import VisualTokens
+
     patches, width = shape.grid[0] * shape.grid[1], shape.width
     captures = {}
     for need in reducer.needs:
         widths = {"concat": width, "mean": width // shape.heads}
         captures[need] = torch.zeros(frames, patches, *([widths[need.heads]] if need.kind == "keys" else []))
     rows = {"features": torch.zeros(frames, patches, width), "cls": torch.zeros(frames, width)}
-    try:
-        reducer.reduce(VisualTokens(**rows, grid=shape.grid, clip_ptr=torch.tensor([0, frames]), captures=captures))
-    except ReducerError as error:
-        raise ConfigError(f"{spec} cannot work on {frames} frames of {patches} patches: {error}") from error
+    return reducer.reduce(VisualTokens(**rows, grid=shape.grid, clip_ptr=torch.tensor([0, frames]), captures=captures))
 
 
 def encode_spec(config: EncodeConfig, decode: DecodeConfig, checkpoint: "Checkpoint") -> dict[str, Any]:
