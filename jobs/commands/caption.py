@@ -4,36 +4,23 @@ What is new or changed is encoded, what has no caption under these settings is c
 true of the corpus then. A run that finds nothing to do changes nothing; the files of two that overlap hold what either saw.
 """
 
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-import pyarrow as pa
 import tyro
 
-from jobs.commands import answer, encode
-from jobs.commands.answer import AnswerJob
-from jobs.commands.encode import EncodeJob
-from jobs.runtime.cluster import ClusterConfig, cluster
-from jobs.runtime.launch import STOPPED, Report, exit_code, launch, storage_options
-from jobs.runtime.telemetry import Meter, metered
-from pipeline.answer.answer_store import QUESTIONS_ASKED
-from pipeline.answer.caption_runs import View, Views
-from pipeline.answer.stage import AnswerConfig
-from pipeline.answer.token_selection import SelectConfig, check_selection
-from pipeline.corpus.segments import check_seconds, span_of
+from jobs.commands.caption_plan import plan, preview, show
+from jobs.commands.caption_run import execute
+from jobs.runtime.cluster import ClusterConfig
+from jobs.runtime.launch import Report, launch, storage_options, with_values
+from jobs.runtime.telemetry import check_metrics_file, metered
+from pipeline.corpus.segments import check_seconds
 from pipeline.decode.config import DecodeConfig
-from pipeline.encode.stage import EncodeConfig, parse_reducer
+from pipeline.encode.stage import EncodeConfig
 from pipeline.engines.vllm_config import VllmConfig
 from pipeline.errors import ConfigError
-from pipeline.models.prompts import VIDEO, PromptTemplate
-from pipeline.storage.filesystem import open_root
-from pipeline.storage.preflight import check_reachable
-from pipeline.store.token_store import TokenStore
-
-QUESTION_ID = "caption"
+from pipeline.models.prompts import VIDEO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +79,8 @@ class CaptionJob:
     """Write metrics for Prometheus to this file, on the driver's machine and renewed as it runs; node_exporter reads *.prom."""
     storage_options: str = "{}"
     """JSON object for fsspec, used for the corpus, the store and the captions."""
+    dry_run: bool = False
+    """Check all settings, print what a run would do, and write nothing."""
 
     def __post_init__(self) -> None:
         if self.segments is not None:
@@ -112,98 +101,13 @@ class CaptionJob:
 
 
 def run(job: CaptionJob) -> Report:
-    """Encode, caption, write the files."""
-    return metered("caption", job.metrics_file, job.cluster.runner, lambda meter: _checked(job, meter))
-
-
-def _checked(job: CaptionJob, meter: Meter) -> Report:
-    from pipeline.models.checkpoint import Checkpoint
-    from reducers.base import describe
-
-    answering = _answering(job)
-    check_reachable([job.corpus, job.store, job.out], job.options)
-    checkpoint = Checkpoint.open(job.encode.model, job.encode.revision)
-    checkpoint.check_tokenizer()
-    answer.check_engine(answering, checkpoint)
-    check_selection(answering.answer.select, {"reducer": describe(parse_reducer(job.encode.reducer))}, None)
-    if job.cluster.runner == "ray":
-        with cluster(job.cluster):  # one Ray for both halves
-            return _run(job, answering, meter)
-    return _run(job, answering, meter)
-
-
-def _run(job: CaptionJob, answering: AnswerJob, meter: Meter) -> Report:
-    fs, root = open_root(job.out, job.options)
-    if fs.isfile(root):  # told now, and not when all is encoded
-        raise ConfigError(f"{job.out}: a file stands where the folder of captions is needed")
-    views, began_s = Views(job.out, job.options), time.time()
-    seen = views.names()
-    corpus, encoded = encode.encoded(_encoding(job), meter)
-    if encoded["stopped"]:
-        return {"job": "caption", "encode": encoded, "exit_code": STOPPED}
-    store = TokenStore.open(job.store, encoded["fingerprint"], job.options)
-    asked = _asked(job, corpus, store)
-    answered = answer.answered(answering, store, asked, meter, captions=True)
-    own = View(asked=asked, answers=answered["answers_fingerprint"], replaces=seen, began_s=began_s)
-    store.refresh()
-    rows = views.publish(own, store.payloads(), complete=not answered["stopped"])
-    without = asked.num_rows - answered["statuses"].get("ok", 0)
-    damaged = "damaged" in answered["statuses"]
-    return {
-        "job": "caption",
-        "captions": f"{job.out.rstrip('/')}/captions.jsonl",
-        "videos": len({span_of(name)[0] for name in asked["video_id"].to_pylist()}),
-        **({} if job.segments is None else {"segments": asked.num_rows}),
-        "captioned": asked.num_rows - without,
-        "without_caption": without,
-        "rows_in_files": rows.num_rows,
-        "encode": encoded,
-        "answer": answered,
-        "exit_code": exit_code(stopped=answered["stopped"], failed=without > job.max_failed, damaged=damaged),
-    }
-
-
-def _encoding(job: CaptionJob) -> EncodeJob:
-    same = ("corpus", "store", "encode", "decode", "cluster", "decoders", "encoders", "gpus_per_encoder", "videos_per_unit")
-    kept = {name: getattr(job, name) for name in (*same, "segments", "identity", "retry", "storage_options")}
-    return EncodeJob(**kept, max_failed=sys.maxsize)
-
-
-def _answering(job: CaptionJob) -> AnswerJob:
-    config = AnswerConfig(
-        model=job.encode.model,
-        revision=job.encode.revision,
-        prompt=PromptTemplate(style=job.style),
-        max_new_tokens=job.max_new_tokens,
-        engine=job.engine,
-        vllm=job.vllm,
-        dtype=job.answer_dtype,
-        device=job.encode.device,
-        select=SelectConfig(budget=job.budget, coverage=job.coverage),
-    )
-    same = {name: getattr(job, name) for name in ("store", "out", "cluster", "engines", "gpus_per_engine", "storage_options")}
-    unit = max(1, min(job.videos_per_unit, 8))
-    return AnswerJob(questions="", answer=config, videos_per_unit=unit, **same)
-
-
-def _asked(job: CaptionJob, corpus: pa.Table, store: TokenStore) -> pa.Table:
-    """Return one question for each video or segment of the corpus, in its order."""
-    payloads = store.payloads()
-    rows = [
-        {
-            "question_id": f"{QUESTION_ID}:{name}",
-            "video_id": name,
-            "question": job.prompt,
-            "store_id": name if name in payloads else None,
-            "payload_sha256": payloads.get(name),
-            "history": None,
-            "turn": None,
-        }
-        for name in corpus["video_id"].to_pylist()
-    ]
-    return pa.Table.from_pylist(rows, schema=QUESTIONS_ASKED)
+    """Encode, caption, write the files. With `dry_run` the plan is printed and returned, and nothing is written."""
+    if job.dry_run:
+        check_metrics_file(job.metrics_file)
+        return show(preview(plan(job)))
+    return metered("caption", job.metrics_file, job.cluster.runner, lambda meter: execute(plan(job), meter))
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    return launch(CaptionJob, run, "framefold caption", args)
+    return launch(CaptionJob, run, "framefold caption", with_values(args, "--dry-run"))

@@ -95,6 +95,23 @@ def cluster(config: ClusterConfig) -> Iterator[list[float]]:
         ray.shutdown()
 
 
+def check_address(config: ClusterConfig) -> None:
+    """Raise ConfigError where a job is to join a Ray cluster and nothing listens at its address."""
+    if config.runner == "ray":
+        _check_reachable(config.joined)
+
+
+def check_cluster(config: ClusterConfig, gpus: float) -> None:
+    """Raise ConfigError where the cluster of a job does not answer, or has fewer than `gpus` GPUs; runs nothing on it.
+
+    A private cluster is started only to count GPUs, and ends before this returns.
+    """
+    if config.runner == "local" or (config.joined == "local" and not gpus):
+        return
+    with cluster(config):
+        check_gpus(gpus)
+
+
 @contextmanager
 def _our_handlers() -> Iterator[None]:
     """Keep our handlers of signals while Ray 2.60 starts, which puts two of its own in their place.

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from jobs.runtime.report import ReportConfig
 from pipeline.errors import ConfigError
+from pipeline.names import one_line
 from pipeline.redaction import redact, redact_all
 
 logger = logging.getLogger(__name__)
@@ -95,15 +96,30 @@ def say(text: str, level: int, **fields: Any) -> None:
     """Tell the operator one sentence, from which secrets were taken: behind our name, or as an object like other lines."""
     record = logging.LogRecord(NAME, level, __file__, 0, text, None, None)
     record.fields = fields
-    json_lines = (one.formatter for one in logging.root.handlers if isinstance(one.formatter, JsonLines))
-    formatter = next(json_lines, None)
+    formatter = _json_formatter()
     sys.stderr.write((f"{NAME}: {text}" if formatter is None else formatter.format(record)) + "\n")
+
+
+def say_table(title: str, rows: Sequence[tuple[str, str]], **fields: Any) -> None:
+    """Print a title and a table of names and values on stderr; where the log is JSON, one object with `fields` instead."""
+    if _json_formatter() is not None:
+        say(title, logging.INFO, **fields)
+        return
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{NAME} {title}", *(f"  {name:<{width}}  {value}" for name, value in rows)]
+    sys.stderr.write("".join(f"{redact(one_line(line))}\n" for line in lines))
+
+
+def _json_formatter() -> "JsonLines | None":
+    """Return the formatter of a log that is JSON, None where the log is text."""
+    formatters = (one.formatter for one in logging.root.handlers)
+    return next((one for one in formatters if isinstance(one, JsonLines)), None)
 
 
 @contextlib.contextmanager
 def native_lines_logged() -> Iterator[None]:
     """Turn what native code writes to stderr meanwhile into lines of the log, where that is JSON; else leave it as it comes."""
-    if not any(isinstance(one.formatter, JsonLines) for one in logging.root.handlers):
+    if _json_formatter() is None:
         yield
         return
     stderr, said = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115  # closed below, once fd 2 is another again

@@ -4,10 +4,13 @@ The driver counts what stages report, never an id of a video. A run on Ray tells
 in front of each name; any run writes a file for node_exporter's textfile collector where it is asked for one.
 """
 
+import errno
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import prometheus_client
@@ -64,6 +67,7 @@ class Meter:
 
     def begin(self) -> None:
         """Note the start. Raises ConfigError where the file cannot be written."""
+        check_metrics_file(self.path)
         self.tell("framefold_run_start_timestamp_seconds", time.time())
         try:
             self._write()
@@ -155,6 +159,21 @@ class Meter:
                 self.in_ray[name] = kind(name, series.help, tag_keys=("command", *series.labels), **options)
             _record(series.kind, self.in_ray[name], value, labels)
         self.waiting = []
+
+
+def check_metrics_file(path: str | None) -> None:
+    """Raise ConfigError where a metrics file cannot be written, as far as this shows without writing."""
+    if path is None:
+        return
+    target = Path(path).absolute()
+    wrong = {
+        errno.EISDIR: target.is_dir(),
+        errno.ENOENT: not target.parent.exists(),
+        errno.ENOTDIR: target.parent.exists() and not target.parent.is_dir(),
+        errno.EACCES: target.parent.is_dir() and not os.access(target.parent, os.W_OK | os.X_OK),
+    }
+    for code in (code for code, applies in wrong.items() if applies):
+        raise ConfigError(f"--metrics-file {path}: cannot be written: {os.strerror(code)}")
 
 
 def _record(kind: str, collector: Any, value: float, *labels: Mapping[str, str]) -> None:

@@ -24,6 +24,7 @@ from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.names import json_line
 from pipeline.storage.filesystem import create_exclusive, list_files, read_many, renew, write_whole
 from pipeline.storage.parquet_io import from_parquet, to_parquet
+from pipeline.storage.preflight import check_can_create
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +90,27 @@ class AnswerStore:
     def create(cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None) -> "AnswerStore":
         """Open the answers of a spec; write the spec beside them if nobody has. See `answer.answer_spec`."""
         store = cls(url, fingerprint(spec), storage_options)
-        path = f"{store.root.rstrip('/')}/specs/{store.fingerprint}.json"
-        create_exclusive(store.fs, path, canonical_json(spec).encode())
+        store.write_spec(spec)
         return store
+
+    @classmethod
+    def preview(cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None) -> "AnswerStore":
+        """Open the answers of a spec without writing; there are none where the folder does not exist yet.
+
+        Raises ConfigError where `create` could not write the spec. Call `write_spec` before the first commit.
+        """
+        store = cls(url, fingerprint(spec), storage_options)
+        check_can_create(store.fs, store.spec_path)
+        return store
+
+    @property
+    def spec_path(self) -> str:
+        """Return the path of the spec."""
+        return f"{self.root.rstrip('/')}/specs/{self.fingerprint}.json"
+
+    def write_spec(self, spec: Mapping[str, Any]) -> None:
+        """Write the spec of these answers unless it is stored already. Raises ConfigError where nothing can be written."""
+        create_exclusive(self.fs, self.spec_path, canonical_json(spec).encode())
 
     def commit(self, answered: pa.Table) -> dict[str, Any]:
         """Write one unit, once. Returns a row of `MANIFEST`; `duplicate` when these very answers are there already."""

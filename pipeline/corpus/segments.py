@@ -175,11 +175,31 @@ def cut(
         measured |= {row["video_id"]: row["duration_s"] for row in table.to_pylist()}
     found: list[dict[str, Any]] = []
     for row, length in zip(rows, lengths, strict=True):
-        length = measured.get(row["video_id"]) if length is None else length
-        length = length if span_of(row["uri"])[1] is None else None  # a manifest may name segments of its own
-        found += [row] if length is None else segment_rows(row, length, seconds)
+        found += _segments_of(row, measured.get(row["video_id"]) if length is None else length, seconds)
     durations.tidy()
     return pa.Table.from_pylist(found, schema=CORPUS)
+
+
+def cut_known(corpus: pa.Table, seconds: float, durations: Durations) -> tuple[pa.Table, pa.Table]:
+    """Return the segments of the videos whose length is stored, and the videos whose length is not; measures nothing.
+
+    Args:
+        corpus: rows of `schema.CORPUS`, whole videos.
+        seconds: length of a segment.
+        durations: stored lengths; not changed.
+    """
+    rows = corpus.to_pylist()
+    lengths = [durations.of(row) for row in rows]
+    known = [_segments_of(row, length, seconds) for row, length in zip(rows, lengths, strict=True) if length is not None]
+    unmeasured = corpus.filter(pa.array([length is None for length in lengths], pa.bool_()))
+    return pa.Table.from_pylist([one for video in known for one in video], schema=CORPUS), unmeasured
+
+
+def _segments_of(row: dict[str, Any], length_s: float | None, seconds: float) -> list[dict[str, Any]]:
+    """Return the segments of a video; the row itself where the length is not known or the row is a segment already."""
+    if length_s is None or span_of(row["uri"])[1] is not None:
+        return [row]
+    return segment_rows(row, length_s, seconds)
 
 
 def outdated(committed: pa.Table, corpus: pa.Table) -> pa.Table:

@@ -16,8 +16,9 @@ from pipeline.store.columns import columns, failure, hosted
 if TYPE_CHECKING:  # torch and transformers load when a stage is built, not when a flag is parsed
     import torch
 
-    from pipeline.models.checkpoint import Checkpoint
+    from pipeline.models.checkpoint import Checkpoint, TowerShape
     from reducers.base import ReducedTokens, Reducer, VisualTokens
+    from reducers.trial import Geometry
 
     _Looked = tuple[Sequence[int], VisualTokens | ReducedTokens]
     """Frames of each clip of a batch, and what the tower saw of them, or what merging inside it left."""
@@ -105,17 +106,32 @@ def _check_patches(spec: str) -> None:
 
 def check_reducer(spec: str, frames: int, checkpoint: "Checkpoint") -> None:
     """Raise ConfigError if a reducer cannot work on clips of this tower, before any video is read: it is tried on zeros."""
+    from pipeline.models.tower import check_captures
     from reducers.base import ReducerError
-    from reducers.trial import Geometry, try_on_zeros
+    from reducers.trial import try_on_zeros
 
     reducer, shape = parse_reducer(spec), checkpoint.tower_shape()
+    check_captures(reducer.needs, shape.blocks, checkpoint.layer)
     if any(need.kind == "received" for need in reducer.needs):
         raise ConfigError(f"{spec} ranks by attention received, for towers without a CLS token: this one has it, use score=cls")
-    patches = shape.grid[0] * shape.grid[1]
     try:
-        try_on_zeros(reducer, Geometry(frames=frames, grid=shape.grid, width=shape.width, heads=shape.heads))
+        try_on_zeros(reducer, _geometry(frames, shape))
     except ReducerError as error:
+        patches = shape.grid[0] * shape.grid[1]
         raise ConfigError(f"{spec} cannot work on {frames} frames of {patches} patches: {error}") from error
+
+
+def reduced_zeros(reducer: "Reducer", frames: int, shape: "TowerShape") -> "ReducedTokens":
+    """Return what a reducer leaves of one clip of `frames` frames in which every value is 0. Raises ReducerError."""
+    from reducers.trial import guarded, zeros
+
+    return guarded(reducer, zeros(reducer, _geometry(frames, shape)))
+
+
+def _geometry(frames: int, shape: "TowerShape") -> "Geometry":
+    from reducers.trial import Geometry
+
+    return Geometry(frames=frames, grid=shape.grid, width=shape.width, heads=shape.heads)
 
 
 def encode_spec(config: EncodeConfig, decode: DecodeConfig, checkpoint: "Checkpoint") -> dict[str, Any]:

@@ -4,29 +4,23 @@ Only safetensors are read and no remote code runs. The tower is loaded without t
 tensors by name, so they are the same however a checkpoint is sharded and whichever style of names it uses.
 """
 
-import hashlib
 import json
-import logging
 import re
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, device
 from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, VideoLlavaConfig
 from transformers.activations import ACT2FN
 
 from pipeline.errors import ConfigError
 from pipeline.models.prompts import video_token_id
+from pipeline.models.weights_digest import tensors_digest
 
-logger = logging.getLogger(__name__)
-
-SAY_S = 5.0
-"""Seconds between two lines about weights that are read."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TOWER = re.compile(r"(?:model\.)?video_tower\.(?:vision_model\.)?(.+)")
@@ -52,6 +46,8 @@ class TowerShape:
     width: int
     """D, of a patch row."""
     heads: int
+    blocks: int
+    """Transformer blocks, those behind the selected hidden state among them."""
 
 
 class Checkpoint:
@@ -130,25 +126,38 @@ class Checkpoint:
         return Preprocessing(side_px=side_px, mean=mean, std=std)
 
     def tower_shape(self) -> TowerShape:
-        """Return grid, width and heads of the video tower."""
+        """Return grid, width, heads and blocks of the video tower."""
         config = self._vision
         side = config.image_size // config.patch_size
-        return TowerShape(grid=(side, side), width=config.hidden_size, heads=config.num_attention_heads)
+        heads, blocks = config.num_attention_heads, config.num_hidden_layers
+        return TowerShape(grid=(side, side), width=config.hidden_size, heads=heads, blocks=blocks)
 
     def load_tower(self) -> CLIPVisionModel:
         """Return the video tower with its weights, in their stored dtype. Raises ConfigError where these do not fit."""
         self.check_frames()
         model = CLIPVisionModel(self._vision)
         weights = dict(self.tower_tensors())
-        missing = sorted(name for name in set(model.state_dict()) - set(weights) if not name.endswith("position_ids"))
+        self._check_shapes(model, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        model.load_state_dict(weights, strict=False, assign=True)
+        return model
+
+    def check_tower_weights(self) -> None:
+        """Raise ConfigError where `load_tower` would for the weights; only the headers of their files are read."""
+        with device("meta"):
+            model = CLIPVisionModel(self._vision)
+        shapes = {canonical: _shape(self._files[stored], stored) for canonical, stored in self._tower_names.items()}
+        self._check_shapes(model, shapes)
+
+    def _check_shapes(self, model: CLIPVisionModel, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise ConfigError unless the weights have every tensor of a tower, in its shape."""
+        missing = sorted(name for name in set(model.state_dict()) - set(shapes) if not name.endswith("position_ids"))
         if missing:
             raise ConfigError(f"{self.path}: {len(missing)} tensors of the video tower are missing, first {missing[0]}")
         for name, tensor in model.state_dict().items():
-            if name in weights and weights[name].shape != tensor.shape:
-                got, expected = tuple(weights[name].shape), tuple(tensor.shape)
+            expected = tuple(tensor.shape)
+            if name in shapes and shapes[name] != expected:
+                got = shapes[name]
                 raise ConfigError(f"{self.path}: by config.json {name} has the shape {expected}, the weights have {got}")
-        model.load_state_dict(weights, strict=False, assign=True)
-        return model
 
     def tower_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of the video tower by their names inside a CLIPVisionModel, sorted."""
@@ -167,16 +176,24 @@ class Checkpoint:
         return tensors_digest(self.language_tensors())
 
     def check_tokenizer(self) -> None:
-        """Raise ConfigError unless the tokeniser loads and has the video token where the model expects it.
+        """Raise ConfigError where `tokenizer` does.
 
         Asked on the driver: Ray would start an engine that cannot be built again and again.
+        """
+        self.tokenizer()
+
+    def tokenizer(self) -> tuple[Any, int]:
+        """Return the tokeniser and the id of the video token. Any: the tokenisers of transformers have no common typed base.
+
+        Raises ConfigError unless the tokeniser loads and has the video token where the model expects it.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         except Exception as error:  # whatever a broken file is to transformers
             raise ConfigError(f"{self.path}: expected the files of a tokeniser: {str(error)[:200]}") from error
         ids = (self.config.get(name) for name in ("video_token_id", "video_token_index"))
-        video_token_id(tokenizer, next((one for one in ids if one is not None), VideoLlavaConfig().video_token_id))
+        expected = next((one for one in ids if one is not None), VideoLlavaConfig().video_token_id)
+        return tokenizer, video_token_id(tokenizer, expected)
 
     def spec(self) -> dict[str, Any]:
         """Return what a checkpoint adds to the encode fingerprint, without its path. Widths are in shapes of weights."""
@@ -238,19 +255,13 @@ def _names(file: Path) -> list[str]:
         return list(opened.keys())
 
 
-def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Return SHA-256 over names, dtypes, shapes and bytes of tensors; tells from time to time how far it is."""
-    import torch
-
-    total, size, said = hashlib.sha256(), 0, time.monotonic()
-    for name, tensor in tensors:
-        size += tensor.nbytes
-        if time.monotonic() - said > SAY_S:
-            said = time.monotonic()
-            logger.info("%.1f GB of weights read for their digest so far", size / 1e9)
-        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
+def _shape(file: Path, name: str) -> tuple[int, ...]:
+    """Return the shape of a tensor from the header of its file. Raises ConfigError."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return tuple(opened.get_slice(name).get_shape())
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{file}: weights cannot be read: {error}") from error
 
 
 def _json(path: Path) -> Any:

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionModel
 
 from pipeline.errors import ConfigError
-from pipeline.models.checkpoint import Checkpoint, tensors_digest
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.weights_digest import tensors_digest
 
 PROJECTION = "visual_projection.weight"
 EMBEDDING = 1

@@ -31,6 +31,17 @@ def blocks_to_run(layers: int, layer: int) -> int:
     return run
 
 
+def check_captures(needs: frozenset[Capture], layers: int, layer: int) -> int:
+    """Return how many of `layers` blocks run up to a selected hidden state.
+
+    Raises ConfigError where there is no such hidden state, or captures need the block behind it and there is none.
+    """
+    run = blocks_to_run(layers, layer)
+    if "next" in {need.block for need in needs} and run == layers:
+        raise ConfigError(f"layer {layer} is the last one: no block consumes it, so its attention cannot be captured")
+    return run
+
+
 def capture_tower(
     model: Any, pixels: Tensor, needs: frozenset[Capture], layer: int = -2
 ) -> tuple[Tensor, dict[Capture, Tensor]]:
@@ -46,10 +57,8 @@ def capture_tower(
         Hidden rows (F, T, D) and the captures; attention and keys in float32.
     """
     blocks = list(model.encoder.layers)
-    run = blocks_to_run(len(blocks), layer)
+    run = check_captures(needs, len(blocks), layer)
     at = {"first": 0, "selected": run - 1, "next": run}
-    if "next" in {need.block for need in needs} and run == len(blocks):
-        raise ConfigError(f"layer {layer} is the last one: no block consumes it, so its attention cannot be captured")
     watched = {at[need.block] for need in needs if need.block != "next"}
     with _projections(blocks, watched) as seen:
         hidden = model.pre_layrnorm(model.embeddings(pixels))

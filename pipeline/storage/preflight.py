@@ -4,19 +4,22 @@ A driver beneath fsspec tries for minutes, and rightly so in the middle of a job
 not even accept a connection is most likely a wrong one.
 """
 
+import contextlib
+import errno
 import logging
 import os
 import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from pipeline.errors import ConfigError
 from pipeline.redaction import redact
-from pipeline.storage.filesystem import open_root
+from pipeline.storage.filesystem import UNUSABLE, is_local, open_root
 
 logger = logging.getLogger(__name__)
 REACH_S = 10.0
@@ -38,6 +41,56 @@ def check_reachable(
     for endpoint in dict.fromkeys(endpoint_of(url, storage_options) for url in urls if url and "://" in url):
         if endpoint is not None:
             _connect(endpoint, sleep)
+
+
+def check_can_create(fs: Any, path: str) -> None:
+    """Raise ConfigError where a file cannot be created at a path, as far as this shows without writing.
+
+    On local disk: a file in the place of a folder, no permission, a read-only file system, a name that is too long. On S3: a
+    bucket that does not exist. The messages are those of `filesystem.create_exclusive`. Any: an fsspec file system.
+    """
+    try:
+        if is_local(fs):
+            _check_folder(_nearest_existing(Path(path).parent))
+        elif "s3" in fs.protocol:
+            _check_bucket(fs, path.split("/")[0])
+    except PermissionError as error:
+        raise ConfigError(f"{path}: no permission to write: {error}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such bucket or folder: {error}") from error
+    except NotADirectoryError as error:
+        raise ConfigError(f"{path}: a file stands where a folder is needed") from error
+    except OSError as error:
+        if error.errno in UNUSABLE:
+            raise ConfigError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
+
+
+def _check_bucket(fs: Any, name: str) -> None:
+    """Raise FileNotFoundError where an S3 bucket does not exist. Other errors are left to the first write."""
+    with contextlib.suppress(PermissionError):
+        if not fs.exists(name):
+            raise FileNotFoundError(errno.ENOENT, "The specified bucket does not exist", name)
+
+
+def _nearest_existing(folder: Path) -> Path:
+    """Return a folder, or the first of its parents that exists. Raises OSError where the system cannot look one up."""
+    for candidate in (folder, *folder.parents):
+        try:
+            candidate.lstat()
+        except FileNotFoundError:
+            continue
+        return candidate
+    return Path("/")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise OSError, with the errno of the system, unless files can be created in a folder."""
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def endpoint_of(url: str, storage_options: Mapping[str, Any]) -> str | None:

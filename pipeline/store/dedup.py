@@ -1,7 +1,7 @@
 """Videos known by their content: a renamed, copied or touched file is listed again without being decoded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -26,21 +26,37 @@ def adopt(
     Each file that can be known, by its size, is read once, many at a time. What is listed is a row of the index that names
     the entry there is and the id that it was encoded under; no token is written.
     """
+    kept = []
+    for videos, entries in _matched(store, todo, storage_options, readers):
+        pairs = zip(videos.to_pylist(), entries, strict=True)
+        if listed := [_listed(store, row, entry) for row, entry in pairs if entry is not None]:
+            store.index.append(listed)
+        kept.append(videos.filter(pa.array([entry is None for entry in entries], pa.bool_())))
+    store.refresh()
+    return pa.concat_tables([CORPUS.empty_table(), *kept])
+
+
+def not_adoptable(
+    store: TokenStore, todo: pa.Table, storage_options: Mapping[str, Any] | None = None, readers: int = 8
+) -> pa.Table:
+    """Return the videos of a corpus that `adopt` would return. The same files are read; nothing is written."""
+    matched = _matched(store, todo, storage_options, readers)
+    kept = [videos.filter(pa.array([entry is None for entry in entries], pa.bool_())) for videos, entries in matched]
+    return pa.concat_tables([CORPUS.empty_table(), *kept])
+
+
+def _matched(
+    store: TokenStore, todo: pa.Table, storage_options: Mapping[str, Any] | None, readers: int
+) -> Iterator[tuple[pa.Table, list[dict[str, Any] | None]]]:
+    """Yield slices of a corpus, each with the index row of the same content for every video, None where there is none."""
     committed = [row for row in store.index.with_status("committed").to_pylist() if _is_whole(row)]
     known = {row["source_sha256"]: row for row in reversed(committed) if row["source_sha256"]}  # the lowest id is the last word
     sizes = {row["source_bytes"] for row in committed}
-    kept = []
     with ThreadPoolExecutor(readers) as threads:
         for start in range(0, todo.num_rows, VIDEOS_PER_FRAGMENT):
             videos = todo.slice(start, VIDEOS_PER_FRAGMENT)
-            rows = videos.to_pylist()
-            digests = list(threads.map(partial(_digest, sizes, storage_options), rows))
-            listed = [_listed(store, row, known[digest]) for row, digest in zip(rows, digests, strict=True) if digest in known]
-            if listed:
-                store.index.append(listed)
-            kept.append(videos.filter(pa.array([digest not in known for digest in digests], pa.bool_())))
-    store.refresh()
-    return pa.concat_tables([CORPUS.empty_table(), *kept])
+            digests = threads.map(partial(_digest, sizes, storage_options), videos.to_pylist())
+            yield videos, [None if digest is None else known.get(digest) for digest in digests]
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:

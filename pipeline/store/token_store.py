@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.schema import ENTRY, INDEX, MANIFEST, SCHEMA_VERSION
 from pipeline.storage.filesystem import create_exclusive, is_local, list_files, open_root, read_bytes, renew
+from pipeline.storage.preflight import check_can_create
 from pipeline.store.choice import chosen
 from pipeline.store.entries import Entry, payload_digest
 from pipeline.store.index import TRANSIENT, Index
@@ -28,7 +29,7 @@ from pipeline.store.shards import Place, ShardReader, write_entries
 
 
 class TokenStore:
-    """The entries of one fingerprint under one root. Build it with `create` or `open`."""
+    """The entries of one fingerprint under one root. Build it with `create`, `preview` or `open`."""
 
     def __init__(self, fs: Any, root: str, spec: Mapping[str, Any]) -> None:
         self.fs = fs
@@ -43,10 +44,22 @@ class TokenStore:
     def create(cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None) -> "TokenStore":
         """Open the entries of a spec, and write the spec if nobody has. Raises ConfigError where nothing can be written."""
         fs, root = open_root(url, storage_options)
-        path, content = f"{root}/specs/{fingerprint(spec)}.json", canonical_json(spec).encode()
-        if not create_exclusive(fs, path, content) and read_bytes(fs, path) != content:
-            renew(fs, path, content)  # it rotted, and this is what it was
+        _write_spec(fs, root, spec)
         return cls(fs, root, spec)
+
+    @classmethod
+    def preview(cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None) -> "TokenStore":
+        """Open the entries of a spec without writing; the index is empty where the store does not exist yet.
+
+        Raises ConfigError where `create` could not write the spec. Call `write_spec` before the first commit.
+        """
+        fs, root = open_root(url, storage_options)
+        check_can_create(fs, _spec_path(root, spec))
+        return cls(fs, root, spec)
+
+    def write_spec(self) -> None:
+        """Write the spec unless it is stored already. Raises ConfigError where nothing can be written."""
+        _write_spec(self.fs, self.root, self.spec)
 
     @classmethod
     def open(
@@ -203,6 +216,17 @@ def matching_fingerprints(fs: Any, root: str, fingerprint: str | None, reducer: 
     if reducer is None:
         return [name for name in names if name.startswith(fingerprint or "")]
     return chosen({name: read_spec(fs, root, name) for name in names}, fingerprint, reducer)
+
+
+def _spec_path(root: str, spec: Mapping[str, Any]) -> str:
+    return f"{root}/specs/{fingerprint(spec)}.json"
+
+
+def _write_spec(fs: Any, root: str, spec: Mapping[str, Any]) -> None:
+    """Write a spec unless it is stored already; replace a damaged one. Any: an fsspec file system."""
+    path, content = _spec_path(root, spec), canonical_json(spec).encode()
+    if not create_exclusive(fs, path, content) and read_bytes(fs, path) != content:
+        renew(fs, path, content)
 
 
 def read_spec(fs: Any, root: str, name: str) -> dict[str, Any]:

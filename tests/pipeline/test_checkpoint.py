@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ConfigError
-from pipeline.models.checkpoint import CLIP_MEAN, CLIP_STD, Checkpoint, tensors_digest
+from pipeline.models.checkpoint import CLIP_MEAN, CLIP_STD, Checkpoint
+from pipeline.models.weights_digest import tensors_digest
 from tests.models import tiny_checkpoint
 
 
