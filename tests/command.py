@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,15 @@ def running(*args: str, cwd: Path = ROOT, **env: str) -> Iterator[subprocess.Pop
             yield job
         finally:
             job.kill()
+
+
+def started_with(interrupt: signal.Handlers, *command: str) -> list[str]:
+    """Return a command that starts with SIGINT ignored or at its default, whatever this process was started with.
+
+    A shell script starts its background jobs with SIGINT ignored, and their children inherit that: those of a test suite too.
+    """
+    start = f"import os, signal, sys; signal.signal(signal.SIGINT, {int(interrupt)}); os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", start, *command]
 
 
 def report(ran: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -11,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from tests import s3
+from tests.activitynet import write_split
 from tests.judge_server import JudgeServer, judge_server
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,6 +36,12 @@ def bucket(s3_port: int) -> tuple[str, dict[str, Any]]:
     if not fs.exists("tests"):
         fs.mkdir("tests")
     return f"s3://tests/{uuid.uuid4().hex}", options
+
+
+@pytest.fixture(scope="session")
+def activitynet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a split in the layout of ActivityNet-QA."""
+    return write_split(tmp_path_factory.mktemp("activitynet"))
 
 
 @pytest.fixture

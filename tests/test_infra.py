@@ -53,12 +53,12 @@ def test_manifests_are_valid_yaml_and_name_the_image_of_this_version(path: Path)
 
 
 def test_ray_versions_equal_the_lock_file() -> None:
-    """Driver and cluster must match to the patch version."""
-    for path in (INFRA / "Dockerfile", INFRA / "README.md", *MANIFESTS):
-        text = path.read_text()
-        found = re.findall(r'rayproject/ray:([\d.]+)-|rayVersion: "([\d.]+)"|Ray ([\d]+\.[\d]+\.[\d]+)', text)
-        assert {version for group in found for version in group if version} <= {LOCKED["ray"]}, path.name
-    assert LOCKED["ray"] in (INFRA / "Dockerfile").read_text()
+    """Driver and cluster must match to the patch version, in each file that names one."""
+    pattern = re.compile(r'rayproject/ray:([\d.]+)|rayVersion: "([^"]*)"|\bRay (\d+\.\d+\.\d+)')
+    texts = {path.name: path.read_text() for path in INFRA.rglob("*") if path.is_file()}
+    versions = {name: {one for match in pattern.findall(text) for one in match if one} for name, text in texts.items()}
+    expected = ("Dockerfile", "README.md", "encode-rayjob.yaml", "answer-rayjob.yaml")
+    assert {name: found for name, found in versions.items() if found} == {name: {LOCKED["ray"]} for name in expected}
 
 
 @pytest.mark.parametrize("name", ["encode", "answer"])

@@ -159,6 +159,9 @@ def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM and SIGINT set; a second one ends the process at once.
 
     Python delivers signals to the main thread: in another one, where a program calls the library, no signal sets the event.
+
+    A signal that was ignored when the process started stays ignored, as is the custom: a shell script starts what it puts in
+    the background with SIGINT ignored, so that Ctrl-C ends the script and not `nohup framefold encode &`. SIGTERM stops that.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -171,7 +174,8 @@ def stop_on_signal() -> Iterator[threading.Event]:
         stop.set()
         say(f"{signal.Signals(number).name}: finishing the unit at hand", logging.WARNING)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield stop
     finally:

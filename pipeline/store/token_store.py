@@ -27,6 +27,9 @@ from pipeline.store.entries import Entry, payload_digest
 from pipeline.store.index import TRANSIENT, Index
 from pipeline.store.shards import Place, ShardReader, write_entries
 
+MOVES = 20
+"""How many times a reader follows an entry that compaction moves, and how often it reads an index that changes."""
+
 
 class TokenStore:
     """The entries of one fingerprint under one root. Build it with `create`, `preview` or `open`."""
@@ -103,20 +106,46 @@ class TokenStore:
         return self.index.missing(corpus, retry)
 
     def read(self, video_id: str) -> Entry:
-        """Return one entry by one ranged read. Raises KeyError if it is not committed, StoreError if it is damaged."""
+        """Return one entry by one ranged read. Raises KeyError if it is not committed, StoreError if it is damaged.
+
+        Compaction and gc may move the entry meanwhile, several times on a busy machine, so the index is read again as long as
+        it changes. An entry that cannot be read while the index stays the same is damaged.
+        """
         row = self._committed(video_id)
-        try:
-            entry = self.reader.read(self._place(row))
-        except StoreError:
-            self.refresh()  # compaction may have moved it since
-            before, row = row, self._committed(video_id)
-            if before == row:
-                raise
-            entry = self.reader.read(self._place(row))
+        for _ in range(MOVES):
+            try:
+                return self._entry(video_id, row)
+            except StoreError:
+                fresh = self._moved(video_id, row)
+                if fresh is None:
+                    raise
+                row = fresh
+        return self._entry(video_id, row)
+
+    def _entry(self, video_id: str, row: Mapping[str, Any]) -> Entry:
+        """Return the entry that a row of the index names. Raises StoreError."""
+        entry = self.reader.read(self._place(row))
         stored_id = row["stored_id"] or video_id
         if entry.video_id != stored_id:
             raise StoreError(f"{row['shard']}: expected the entry of {stored_id}, got {entry.video_id}")
         return entry
+
+    def _moved(self, video_id: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the new row of a video, None if the index does not change and names the same place.
+
+        A listing is not of one moment: beside compaction it may lack the old fragments and the merged one, or show both. Such
+        an index changes when it is read again. Raises KeyError if the video is no longer committed.
+        """
+        for _ in range(MOVES):
+            before = frozenset(self.index.read)
+            self.refresh()
+            fresh = self.index.get(video_id)
+            if fresh is not None and fresh["status"] == "committed" and fresh != row:
+                return fresh
+            if self.index.read == before:
+                break
+        self._committed(video_id)
+        return None
 
     def read_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the stored row of `schema.ENTRY` of a row of the index, checked."""

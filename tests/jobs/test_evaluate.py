@@ -1,4 +1,4 @@
-"""Scoring from files to report, on the released ActivityNet-QA test split where it is at hand."""
+"""Scoring from files to report, on a split in the layout of ActivityNet-QA."""
 
 import json
 import random
@@ -14,47 +14,35 @@ import pytest
 from jobs.commands.evaluate import EvaluateJob, read_predictions, run
 from pipeline.errors import ConfigError
 from pipeline.evaluate import metrics
+from tests.activitynet import made_up_split
 from tests.jobs.scored import QUESTIONS, written
 
-ACTIVITYNET = Path(__file__).parents[2].parent / "shared" / "annotations" / "activitynet-qa"
-needs_activitynet = pytest.mark.skipif(
-    not (ACTIVITYNET / "test_q.json").exists(),
-    reason="the ActivityNet-QA test split may not be shipped with the project",
-)
 
-
-def activitynet(name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((ACTIVITYNET / name).read_text())
-    return rows
-
-
-@needs_activitynet
-def test_always_answering_yes_scores_what_the_released_script_gives(tmp_path: Path) -> None:
-    """1102 of 8000 on the test split: 13.8 %. Free over its 5600 questions is 19.7 %, as published 27.4 %."""
-    yes = [{"question_id": row["question_id"], "answer": "yes"} for row in activitynet("test_q.json")]
+def test_always_answering_yes_scores_what_the_released_script_gives(tmp_path: Path, activitynet: Path) -> None:
+    """31 of 400. Free has 280 questions; as published, it is divided by all but the first three types: 400 - 90 - 40 - 40."""
+    yes = [{"question_id": row["question_id"], "answer": "yes"} for row in made_up_split()[0]]
     random.Random(1).shuffle(yes)
     report = run(
         EvaluateJob(
             predictions=written(tmp_path / "yes.json", yes),
-            questions=str(ACTIVITYNET / "test_q.json"),
+            questions=str(activitynet / "test_q.json"),
             free_published=True,
         )
     )
     official = report["official"]
-    assert report["exact"]["correct"] == 1102
-    assert official["all"] == report["exact"]["accuracy"] == 0.13775
-    assert official["yes/no"] == 1101 / 2094
-    assert official["spatial"] == 1 / 800
-    assert official["free"] == 1101 / 5600
-    assert official["free_published"] == 1101 / 4021
-    assert report["exact"]["low"] < 0.13775 < report["exact"]["high"]
-    assert (report["questions"], report["videos"], report["coverage"]) == (8000, 800, 1.0)
+    assert report["exact"]["correct"] == 31
+    assert official["all"] == report["exact"]["accuracy"] == 31 / 400
+    assert official["yes/no"] == 30 / 90
+    assert official["spatial"] == 1 / 40
+    assert official["free"] == 30 / 280
+    assert official["free_published"] == 30 / 230
+    assert report["exact"]["low"] < 31 / 400 < report["exact"]["high"]
+    assert (report["questions"], report["videos"], report["coverage"]) == (400, 40, 1.0)
 
 
-@needs_activitynet
 def test_perfect_predictions_score_one_hundred_percent_in_any_order(tmp_path: Path) -> None:
     """Predictions, questions and answers shuffled apart from each other still meet by id."""
-    questions, answers = activitynet("test_q.json"), activitynet("test_a.json")
+    questions, answers = made_up_split()
     perfect = [{"question_id": row["question_id"], "prediction": row["answer"]} for row in answers]
     for seed, rows in enumerate((questions, answers, perfect)):
         random.Random(seed).shuffle(rows)
@@ -70,25 +58,23 @@ def test_perfect_predictions_score_one_hundred_percent_in_any_order(tmp_path: Pa
     assert "free_published" not in report["official"]
 
 
-@needs_activitynet
-def test_shuffled_files_give_the_same_report(tmp_path: Path) -> None:
+def test_shuffled_files_give_the_same_report(tmp_path: Path, activitynet: Path) -> None:
     """Only the published Free reads an order, and only when asked for; everything else is equal to the last digit."""
-    questions, draw = activitynet("test_q.json"), random.Random(5)
-    said = [{"question_id": q["question_id"], "answer": draw.choice(["yes", "no", "2", "Red."])} for q in questions[:7000]]
+    (questions, answers), draw = made_up_split(), random.Random(5)
+    said = [{"question_id": q["question_id"], "answer": draw.choice(["yes", "no", "2", "Red."])} for q in questions[:350]]
     predictions = written(tmp_path / "predictions.json", said)
-    straight = run(EvaluateJob(predictions=predictions, questions=str(ACTIVITYNET / "test_q.json")))
+    straight = run(EvaluateJob(predictions=predictions, questions=str(activitynet / "test_q.json")))
     draw.shuffle(said)
-    answers = activitynet("test_a.json")
     draw.shuffle(answers)
     turned = run(
         EvaluateJob(
             predictions=written(tmp_path / "predictions.json", said),
-            questions=str(ACTIVITYNET / "test_q.json"),
+            questions=str(activitynet / "test_q.json"),
             answers=written(tmp_path / "answers.json", answers),
         )
     )
     assert turned == straight
-    assert straight["missing"]["count"] == 1000
+    assert straight["missing"]["count"] == 50
     assert straight["coverage"] == 7000 / 8000
     assert straight["exact"]["answered_only"] == straight["exact"]["correct"] / 7000
 

@@ -68,6 +68,8 @@ CLIP_SPECS = (
     "nest(superset=20, keep=10, gate=0.3, keep_cls=false)",
     "nest(superset=24, keep=12, gate=0.1, spread=1, memory=3.0, gamma=1.5)",
 )
+LEAST_CLEAR = 5
+"""Of six draws."""
 GRIDS = st.sampled_from([(4, 4), (1, 1), (1, 7), (2, 1), (3, 5), (5, 2)])
 
 
@@ -102,13 +104,13 @@ def test_every_method_has_its_loop() -> None:
 
 
 @pytest.mark.parametrize("spec", [*FRAME_SPECS, *CLIP_SPECS])
-@pytest.mark.parametrize("seed", range(3))
-def test_eight_frames_are_reduced_as_by_a_loop(spec: str, seed: int) -> None:
-    """Unlike frames, and noisy copies of one."""
-    for copies in ("none", "noisy"):
-        batch = related(seed, (8,), copies)
-        if certain(spec, batch):
-            check(spec, batch)
+def test_eight_frames_are_reduced_as_by_a_loop(spec: str) -> None:
+    """Unlike frames, and noisy copies of one. Most of the draws must be clear enough to compare."""
+    draws = [related(seed, (8,), copies) for seed in range(3) for copies in ("none", "noisy")]
+    clear = [batch for batch in draws if certain(spec, batch)]
+    assert len(clear) >= LEAST_CLEAR, f"{spec}: {len(clear)} of {len(draws)} draws have no choice that is too close to call"
+    for batch in clear:
+        check(spec, batch)
 
 
 @pytest.mark.parametrize("spec", FRAME_SPECS)
