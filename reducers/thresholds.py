@@ -2,7 +2,7 @@
 
 Shapes: F frames of one clip, N patches, D width, n values of a sample.
 
-Source: REDUCERS_VIDEO.md section 2, point 3. Only the share of static pairs stands there; the other rules are ours.
+Source: docs/methods/video.md section 2, point 3. Only the share of static pairs stands there; the other rules are ours.
 """
 
 from collections.abc import Callable, Mapping
