@@ -19,9 +19,11 @@ from pipeline.errors import VIDEO_CODES
 from reducers.registry import names, parse
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-NAMES = ("README.md", "CHANGELOG.md", "docs/architecture.md", "docs/reducers.md", "docs/tables.md", "infra/README.md")
-DOCUMENTS = [ROOT / name for name in NAMES]
+GUIDE = ("corpus", "questions", "choosing-a-reducer", "store", "captions", "cluster", "operations")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDE)]
+README = "\n".join(page.read_text() for page in PAGES)
+"""README and the pages that its chapters moved to."""
+DOCUMENTS = sorted({*PAGES, *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "infra" / "README.md"})
 JOBS = {
     "encode": EncodeJob,
     "answer": AnswerJob,
