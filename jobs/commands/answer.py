@@ -76,8 +76,8 @@ class AnswerJob:
         wanted = self.answer.vllm.tensor_parallel_size
         if self.answer.engine == "vllm" and self.gpus_per_engine not in (0, wanted):
             raise ConfigError(
-                "the engine vllm takes whole GPUs, as many as tensor_parallel_size, or none: "
-                f"expected gpus_per_engine 0 or {wanted}, got {self.gpus_per_engine:g}"
+                "--engine vllm requires --gpus-per-engine 0 or the value of --tensor-parallel-size: "
+                f"expected 0 or {wanted}, got {self.gpus_per_engine:g}"
             )
 
     @property
@@ -138,7 +138,7 @@ def answered(job: AnswerJob, store: TokenStore, asked: pa.Table, meter: Meter, *
 def _check_out(job: AnswerJob, store: TokenStore) -> None:
     """Raise ConfigError where answers would lie among the store's files: both keep specs, and neither knows the other's."""
     if open_root(job.out, job.options)[1] == store.root:
-        raise ConfigError(f"{job.out} is the token store: expected another folder for the answers, one inside it will do")
+        raise ConfigError(f"--out must differ from --store (a subdirectory of it is fine), got {job.out} for both")
 
 
 def _asked(job: AnswerJob, store: TokenStore) -> pa.Table:

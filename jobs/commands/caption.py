@@ -97,9 +97,9 @@ class CaptionJob:
         if self.segments is not None:
             check_seconds(self.segments)
         if self.out.rstrip("/") == self.store.rstrip("/"):
-            raise ConfigError(f"{self.out} is the token store: expected another folder for the captions, one inside it will do")
+            raise ConfigError(f"--out must differ from --store (a subdirectory of it is fine), got {self.out} for both")
         if not self.prompt.strip():
-            raise ConfigError("the prompt is empty: say what the captions should tell")
+            raise ConfigError("the prompt is empty: expected what the captions should describe")
         if VIDEO in self.prompt:
             raise ConfigError(f"the prompt must not contain {VIDEO}: the video is shown in front of it")
         if self.max_failed < 0:
@@ -135,7 +135,7 @@ def _checked(job: CaptionJob, meter: Meter) -> Report:
 def _run(job: CaptionJob, answering: AnswerJob, meter: Meter) -> Report:
     fs, root = open_root(job.out, job.options)
     if fs.isfile(root):  # told now, and not when all is encoded
-        raise ConfigError(f"{job.out}: a file stands where the folder of captions is needed")
+        raise ConfigError(f"--out must be a directory, {job.out} is a file")
     views, began_s = Views(job.out, job.options), time.time()
     seen = views.names()
     corpus, encoded = encode.encoded(_encoding(job), meter)

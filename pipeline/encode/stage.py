@@ -58,7 +58,7 @@ class EncodeConfig:
         if self.batch_clips is not None:
             check_at_least_one(self, "batch_clips")
         if self.clip_space and self.reducer.startswith("tome"):
-            raise ConfigError("clip_space needs patches as the tower gives them: tome merges them inside it")
+            raise ConfigError("--clip-space cannot be combined with --reducer tome, which merges patches inside the tower")
 
     @property
     def clips_together(self) -> int:
