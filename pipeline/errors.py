@@ -1,4 +1,4 @@
-"""What can go wrong, told apart by who can mend it.
+"""Errors, by who can fix them.
 
 `PipelineError` is the root. `ConfigError`: the operator can fix it, nothing was written, exit 2. `StoreError`: stored
 bytes cannot be trusted; where one entry is asked about, only its own questions wait. `StorageError`, one of them: storage
@@ -23,6 +23,7 @@ VIDEO_CODES = frozenset(
         "KILLED",
         "FORBIDDEN_PROTOCOL",
         "EMPTY",
+        "SUPERSEDED",
         "ENCODE_FAILED",
         "DAMAGED",
     }

@@ -142,11 +142,11 @@ def _check_budget(first: Term, second: Term) -> None:
     asked, given = ({piece.partition("=")[0].strip() for piece in term.arguments.split(",")} for term in (second, first))
     if misplaced := sorted(asked & (alone - here)):
         raise ReducerSpecError(
-            f"{second.name}: {misplaced[0]} is not for a composition: budget and CLS rows are said in its first part, "
+            f"{second.name}: {misplaced[0]} is not allowed in a composition: set budget and CLS rows in the first part, "
             f"e.g. {first.name}(ratio=0.25), and {second.name} takes {', '.join(here) or 'no parameter'}"
         )
     if asked & PROPORTION and not given & {"keep", "ratio"}:
         raise ReducerSpecError(
             f"{second.name}: dominant and contextual are only a proportion in a composition: "
-            f"say the budget in its first part, e.g. {first.name}(keep=256)"
+            f"set the budget in the first part, e.g. {first.name}(keep=256)"
         )

@@ -2,7 +2,7 @@
 
 Shapes: F frames of one clip, N patches, D width, n values of a sample.
 
-Source: REDUCERS_VIDEO.md section 2, point 3. Only the share of static pairs stands there; the other rules are ours.
+Source: docs/methods/video.md section 2, point 3. Only the share of static pairs stands there; the other rules are ours.
 """
 
 from collections.abc import Callable, Mapping
@@ -111,7 +111,7 @@ def check(spec: str) -> None:
         raise ReducerSpecError(f"{first.name} has no threshold to calibrate, expected one of {', '.join(RULES)}")
     given = {part.partition("=")[0].strip() for part in first.arguments.split(",")}
     if said := sorted(given & {"keep", "ratio", "tau_mode", *RULES[first.name]}):
-        raise ReducerSpecError(f"{first.name}: {said[0]} is what calibration finds, or takes from the retention: leave it out")
+        raise ReducerSpecError(f"{first.name}: {said[0]} is set by the calibration or its retention: leave it out")
 
 
 def calibrated(spec: str, sample: Sample, retention: float, shares: Shares) -> tuple[str, dict[str, float]]:

@@ -60,8 +60,8 @@ class AnswerJob:
         wanted = self.answer.vllm.tensor_parallel_size
         if self.answer.engine == "vllm" and self.gpus_per_engine not in (0, wanted):
             raise ConfigError(
-                "the engine vllm takes whole GPUs, as many as tensor_parallel_size, or none: "
-                f"expected gpus_per_engine 0 or {wanted}, got {self.gpus_per_engine:g}"
+                "--engine vllm requires --gpus-per-engine 0 or the value of --tensor-parallel-size: "
+                f"expected 0 or {wanted}, got {self.gpus_per_engine:g}"
             )
 
     @property

@@ -105,7 +105,7 @@ def check_questions(job: "AnswerJob", store: TokenStore, asked: pa.Table, checkp
 def _check_out(job: "AnswerJob", store: TokenStore) -> None:
     """Raise ConfigError where answers would lie among the store's files: both keep specs, and neither knows the other's."""
     if open_root(job.out, job.options)[1] == store.root:
-        raise ConfigError(f"{job.out} is the token store: expected another folder for the answers, one inside it will do")
+        raise ConfigError(f"--out must differ from --store (a subdirectory of it is fine), got {job.out} for both")
 
 
 def asked_of(job: "AnswerJob", store: TokenStore) -> pa.Table:

@@ -86,9 +86,9 @@ class CaptionJob:
         if self.segments is not None:
             check_seconds(self.segments)
         if self.out.rstrip("/") == self.store.rstrip("/"):
-            raise ConfigError(f"{self.out} is the token store: expected another folder for the captions, one inside it will do")
+            raise ConfigError(f"--out must differ from --store (a subdirectory of it is fine), got {self.out} for both")
         if not self.prompt.strip():
-            raise ConfigError("the prompt is empty: say what the captions should tell")
+            raise ConfigError("the prompt is empty: expected what the captions should describe")
         if VIDEO in self.prompt:
             raise ConfigError(f"the prompt must not contain {VIDEO}: the video is shown in front of it")
         if self.max_failed < 0:

@@ -75,7 +75,7 @@ def checked(job: "CaptionJob") -> AnswerJob:
         check_address(job.cluster)
     fs, root = open_root(job.out, job.options)
     if fs.isfile(root):
-        raise ConfigError(f"{job.out}: a file stands where the folder of captions is needed")
+        raise ConfigError(f"--out must be a directory, {job.out} is a file")
     return answering
 
 

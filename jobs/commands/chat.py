@@ -57,13 +57,13 @@ def run(job: ChatJob) -> Report:
     checkpoint = Checkpoint.open(job.answer.model, job.answer.revision)
     check_tower(store.spec, checkpoint)
     if job.answer.select.reads_question or job.answer.select.corpus_budget is not None:
-        raise ConfigError("a conversation sees the same tokens all along: pass --budget or --coverage, or neither")
+        raise ConfigError("framefold chat takes --budget or --coverage, not --corpus-budget, --by-question or --text-reducer")
     check_turns(job.answer)
     entry = store.read(_video(job, store))
     shown = Selection(job.answer.select, store.spec, joint_space(job.answer, checkpoint)).show(entry)
     engine = load_engine(config)
     if not isinstance(engine, TransformersEngine):
-        raise ConfigError("a conversation needs the transformers engine")
+        raise ConfigError("framefold chat requires --engine transformers")
     video = VideoQuestions(features=shown.features, questions=(), positions=shown.positions, span=shown.span)
     conversation = Conversation(engine, video)
     said = []

@@ -109,7 +109,7 @@ def _twice(job: DemoJob, out: Path) -> tuple[list[Line], dict[str, int]]:
         line.second_s = time.monotonic() - began
         again["encoded"] += encoded["this_run"].get("committed", 0)
         again["answered"] += answered["this_run"].get("answered", 0)
-    _say(f"second run: {again['encoded']} videos encoded, {again['answered']} questions answered, the rest was there")
+    _say(f"second run: {again['encoded']} encoded, {again['answered']} answered, all cached")
     return lines, again
 
 

@@ -57,7 +57,7 @@ class EncodeJob:
         if self.segments is not None:
             check_seconds(self.segments)
         if self.segments is not None and self.identity == "content":
-            raise ConfigError("all segments of a video have its content: encode with --identity name")
+            raise ConfigError("--identity content cannot be combined with --segments: use --identity name")
         if self.max_failed < 0:
             raise ConfigError(f"max_failed must not be negative, got {self.max_failed}")
         check_share("gpus_per_encoder", self.gpus_per_encoder)

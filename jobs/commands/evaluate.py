@@ -261,7 +261,7 @@ def _columns(asked: pa.Table, predictions: Predictions) -> tuple[list[str | None
     ids = asked["question_id"].to_pylist()
     if predictions.texts.keys().isdisjoint(ids):
         raise ConfigError(
-            f"none of the {len(predictions.texts)} predicted question ids is asked; "
+            f"none of the {len(predictions.texts)} predicted question ids is in the question file; "
             f"got ids such as {next(iter(predictions.texts))!r}, expected such as {ids[0]!r}"
         )
     return [predictions.texts.get(i) for i in ids], metrics.references(asked), asked["type"].to_pylist()

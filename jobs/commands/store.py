@@ -201,7 +201,7 @@ def _export(job: StoreJob) -> Report:
         raise ConfigError("export needs --out, the folder to write to")
     store = TokenStore.open(job.store, job.fingerprint, job.options, job.reducer)
     if open_root(job.out, job.options)[1] == store.root:
-        raise ConfigError(f"{job.out} is the token store: expected another folder for the view, one inside it will do")
+        raise ConfigError(f"--out must differ from STORE (a subdirectory of it is fine), got {job.out} for both")
     report = export(store, job.out, job.format, job.videos_per_file, job.options)
     return {"store": job.store, "out": job.out, **report, "exit_code": FAILED if report["damaged"] else DONE}
 

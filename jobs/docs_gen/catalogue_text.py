@@ -12,8 +12,9 @@ patches of a frame, 256 in the real model; M = F x N; D the width of the tower. 
 
 Every reducer is pure torch over `[frames, patches, width]`, scores in float32, breaks ties by the lower index, and gives a clip
 the same tokens alone or in a batch; `tests/reducers/test_invariants.py` holds all of them to it. Parameters that cannot be are
-refused when the spec is parsed, before a video is read. Section numbers are those of the specification that the reducers are
-written from; letters and numbers such as P6 or A2 are its list of differences between published code and paper.
+refused when the spec is parsed, before a video is read. The reducers are written from two specifications,
+[methods/frames.md](methods/frames.md) and [methods/video.md](methods/video.md). Letters and numbers such as P6 or A2 are rows
+of their tables of differences between published code and paper.
 
 The pictures show eight frames of one generated clip (a square appears, a ring moves to the left, a cross stands still) as the
 bundled model's tower sees them, 8 x 8 patches each, a quarter of the tokens kept where a budget is asked for. A patch that is a
@@ -37,7 +38,7 @@ composed. CLS attention and keys stay those of the unreduced frames; what is mer
 
 `alloc(uniform)+visionzip` at the same budget is the baseline of every claim about a composition.
 
-- Source: REDUCERS_VIDEO.md section 6; no published code composes them.
+- Source: docs/methods/video.md section 6; no published code composes them.
 - Departs: `static` shares its budget over all places at once, so that totals are exact. There is no residual token behind any
   first part. A target of `visionzip` is an open place; int(budget x contextual / (dominant + contextual)) of a row are.
 """

@@ -27,7 +27,7 @@ REACH_S = 10.0
 NO_PROGRESS_S = 6 * 3600
 """Ray Data gives up after so long without a finished task; its default of half an hour is short for a queue of GPUs."""
 JOBS = 4
-"""Jobs that may run on one cluster at a time; a further one waits for the end of another."""
+"""Jobs that may run on one cluster at a time; additional jobs are queued."""
 TURNS = "framefold"
 """Ray namespace of the names that stand for turns."""
 LOOK_AGAIN_S = 1.0

@@ -63,14 +63,14 @@ class AnswerConfig:
         if self.steps not in get_args(StepKind):
             raise ConfigError(f"unknown steps {self.steps!r}, expected one of {', '.join(get_args(StepKind))}")
         if self.engine == "vllm" and self.steps != "auto":
-            raise ConfigError(f"steps {self.steps} is a choice of the engine transformers; vllm has its own way")
+            raise ConfigError(f"--steps {self.steps} is not supported by --engine vllm: leave it out")
         for name, least in (("max_new_tokens", 1), ("max_batch_tokens", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.engine != "vllm" and self.vllm.given:
-            raise ConfigError(f"{self.vllm.given[0]} is a setting of the engine vllm, the engine is {self.engine}")
+            raise ConfigError(f"{self.vllm.given[0]} requires --engine vllm, got --engine {self.engine}")
         if self.engine == "vllm" and self.select.positions != "compact":
-            raise ConfigError("the engine vllm numbers positions itself: expected positions compact, got original")
+            raise ConfigError("--positions original is not supported by --engine vllm: use --positions compact")
 
     def on(self, device: str) -> "AnswerConfig":
         """Return the config for a device, dtype decided. A driver without a GPU calls it for workers that have one."""
@@ -147,9 +147,9 @@ def check_tower(spec: Mapping[str, Any], checkpoint: "Checkpoint") -> None:
 def check_turns(config: AnswerConfig) -> None:
     """Raise ConfigError if a conversation cannot be held that way, before any question is answered."""
     if config.select.reads_question:
-        raise ConfigError("turns see the same tokens all along: answer without a method that reads the question")
+        raise ConfigError("conversations (column turn) cannot be combined with --by-question or --text-reducer")
     if config.engine == "vllm":
-        raise ConfigError("the engine vllm holds no conversations: answer turns with the engine transformers")
+        raise ConfigError("conversations (column turn) are not supported by --engine vllm: use --engine transformers")
 
 
 def llm_config(config: Mapping[str, Any]) -> dict[str, Any]:

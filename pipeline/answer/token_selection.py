@@ -55,7 +55,7 @@ class SelectConfig:
         if self.coverage is not None and not 0 < self.coverage <= 1:
             raise ConfigError(f"coverage must be above 0 and at most 1, got {self.coverage}")
         if self.by_question != "off" and self.budget is None:
-            raise ConfigError("by_question shares out a budget: pass --budget as well")
+            raise ConfigError("--by-question requires --budget")
 
     @property
     def reads_question(self) -> bool:
@@ -110,7 +110,7 @@ def parse_text_reducer(spec: str) -> "Reducer":
     except ReducerSpecError as error:
         raise ConfigError(str(error)) from error
     if not reducer.needs_text:
-        raise ConfigError(f"{reducer.name} does not read the question: give it to framefold encode")
+        raise ConfigError(f"{reducer.name} does not read the question: pass it to framefold encode as --reducer")
     return reducer
 
 

@@ -112,7 +112,8 @@ def check_protocol(uri: str) -> None:
         raise VideoError("UNREADABLE", f"{uri.removeprefix(UNSTORABLE)}: the name is not valid Unicode: rename the object")
     protocols = {part.split("://")[0].lower() for part in uri.split("::")} if local_path(uri) is None else set()
     if refused := protocols & REFUSED:
-        raise VideoError("FORBIDDEN_PROTOCOL", f"{min(refused)}:// names other files or runs what it reads, it holds no video")
+        what = f"protocol {min(refused)}:// is not allowed: it refers to other files or runs what it reads"
+        raise VideoError("FORBIDDEN_PROTOCOL", what)
 
 
 def _chunks(source: Any) -> Iterator[bytes]:

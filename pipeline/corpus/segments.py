@@ -220,6 +220,6 @@ def outdated(committed: pa.Table, corpus: pa.Table) -> pa.Table:
     for name, hint in zip(committed["video_id"].to_pylist(), committed["source_hint"].to_pylist(), strict=True):
         uri, state = now.get(span_of(name)[0], ("", "{}"))
         if name not in listed and state not in ("{}", hint):
-            failure = {"error_class": "EMPTY", "error": "the video was replaced, and this is no part of it now"}
+            failure = {"error_class": "SUPERSEDED", "error": "segment no longer exists: the video was replaced"}
             found.append({"video_id": name, "uri": uri, "source_hint": state, **failure})
     return pa.Table.from_pylist(found, schema=ENCODED)

@@ -101,7 +101,8 @@ def _check_patches(spec: str) -> None:
     """Raise ConfigError if a reducer merges patches before they can be taken to the joint image-text space."""
     reducer = parse_reducer(spec)
     if reducer.modifies_tower:
-        raise ConfigError(f"clip_space needs patches as the tower gives them: {reducer.name} merges them inside it")
+        clash = f"--clip-space cannot be combined with --reducer {reducer.name}"
+        raise ConfigError(f"{clash}, which merges patches inside the tower")
 
 
 def check_reducer(spec: str, frames: int, checkpoint: "Checkpoint") -> None:

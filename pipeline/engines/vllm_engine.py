@@ -122,7 +122,7 @@ class VllmEngine:
         self.silent = never_said(model, self.tokenizer, self.reserved, self.eos)
         if len(self.silent) > MOST_SILENT:
             raise ConfigError(
-                f"{checkpoint.path}: {len(self.silent)} ids may not be said, the engine vllm takes {MOST_SILENT} at most"
+                f"{checkpoint.path}: {len(self.silent)} forbidden token ids, --engine vllm allows {MOST_SILENT} at most"
             )
         self.embedder = Embedder(checkpoint, config, device, getattr(torch, dtype))
         self.seen, self.found = 0, 0
@@ -145,7 +145,7 @@ class VllmEngine:
 
     def converse(self, group: VideoQuestions) -> list[Reply]:
         """Raises ConfigError: turns are asked one by one here, and nothing would keep what was said."""
-        raise ConfigError("the engine vllm holds no conversations: answer turns with the engine transformers")
+        raise ConfigError("conversations (column turn) are not supported by --engine vllm: use --engine transformers")
 
     def _batches(self, groups: Sequence[VideoQuestions], replies: list[list[Reply | None]]) -> Iterator[list[_Question]]:
         """Yield the questions to run, video by video, while their embeddings fit; put the other replies in their place."""
@@ -176,7 +176,7 @@ class VllmEngine:
                 "the store was encoded with another model"
             )
         if group.positions is not None:
-            raise ConfigError("the engine vllm numbers positions itself: expected positions compact, got original")
+            raise ConfigError("--positions original is not supported by --engine vllm: use --positions compact")
 
     def _before(self, group: VideoQuestions) -> Tensor:
         """Return what all questions of a video share, (P + S, H)."""

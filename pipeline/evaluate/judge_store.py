@@ -76,7 +76,7 @@ class ReplyStore:
             except StoreError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise
-        raise StoreError(f"{self.folder}: files keep vanishing while they are read")
+        raise StoreError(f"{self.folder}: files are removed while they are read")
 
     def _remove(self, path: str) -> None:
         try:

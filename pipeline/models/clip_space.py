@@ -74,7 +74,7 @@ class JointSpace:
     def project(self, tower: CLIPVisionModel, rows: Tensor) -> Tensor:
         """Return rows (..., D) of the tower in the joint space (..., P), float32: last norm, then projection.
 
-        Source: REDUCERS.md section 5.6, as TRIM's published code does.
+        Source: docs/methods/frames.md section 5.6, as TRIM's published code does.
         """
         normed = tower.post_layernorm(rows.to(tower.post_layernorm.weight.dtype)).float()
         return normed @ self.projection_PD.to(normed.device).T

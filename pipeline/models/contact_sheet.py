@@ -42,7 +42,7 @@ def sheet_scores(model: Any, pixels_F3SS: Tensor, clip_ptr: Tensor, grid: tuple[
 
     One picture per clip goes as far as the projections of block 0. Any: the blocks of transformers are untyped.
 
-    Source: REDUCERS.md section 6, `frame_score=mosaic`.
+    Source: docs/methods/frames.md section 6, `frame_score=mosaic`.
     """
     clips = pixels_F3SS.split(clip_ptr.diff().tolist())
     first = model.encoder.layers[0]

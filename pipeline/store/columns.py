@@ -1,4 +1,4 @@
-"""From reduced tokens to the columns that are stored. The way back is in `shards` and `selection`."""
+"""From reduced tokens to the columns that are stored. The way back is in `shards`, `entries` and `token_selection`."""
 
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar

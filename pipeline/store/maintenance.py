@@ -1,4 +1,4 @@
-"""Keep a token store healthy: repair what rotted, merge what is small, remove what nobody needs, clear what failed.
+"""Keep a token store healthy: repair damage, merge small files, remove unused ones, clear failures.
 
 All may run beside readers and writers. Nothing is changed in place: repair and compaction write new files first, and shards
 are removed only when nothing names them and they are older than a grace period, so that a unit between its shard and its

@@ -36,7 +36,8 @@ def find_video(asked: str, index: Index) -> Row:
         if len(found) == 1:
             return found[0]
         if found:
-            raise ConfigError(f"{one_line(asked)} may be {_some([row['video_id'] for row in found])}: name one by its id")
+            matches = _some([row["video_id"] for row in found])
+            raise ConfigError(f"ambiguous video {one_line(asked)}: matches {matches}; pass a full id")
     ids = [row["video_id"] for row in rows]
     close = get_close_matches(_stem(asked), ids, SHOWN) if len(ids) <= SEARCHED else []
     hint = f"; the closest: {_some(close)}" if close else f", such as {_some(ids)}" if ids else ""

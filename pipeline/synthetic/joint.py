@@ -18,7 +18,7 @@ def patches_in_joint_space(tower: Any, features_FND: Tensor, checkpoint: Path) -
 
     `tower` is a transformers CLIPVisionModel. Any: its parts are untyped.
 
-    Source: REDUCERS.md section 5.6.
+    Source: docs/methods/frames.md section 5.6.
     """
     weight_PD = load_file(checkpoint / "text_tower" / "visual_projection.safetensors")["weight"]
     return tower.post_layernorm(features_FND) @ weight_PD.to(features_FND).T

@@ -46,7 +46,7 @@ class CompositionConfig:
 class Composed(Fingerprinted):
     """Runs the first part over each clip and the second over the rows that it hands over; the budget is met exactly.
 
-    Source: REDUCERS_VIDEO.md section 6.
+    Source: docs/methods/video.md section 6.
     """
 
     config: CompositionConfig

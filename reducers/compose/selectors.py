@@ -2,7 +2,7 @@
 
 Shapes: F frames of one clip, N patches, M = F * N, R rows, W windows, D width, B budget without CLS rows.
 
-Source: REDUCERS_VIDEO.md section 6. Nothing of it is published: budgets by `allocate` are exact.
+Source: docs/methods/video.md section 6. Nothing of it is published: budgets by `allocate` are exact.
 """
 
 from collections.abc import Callable, Mapping
@@ -95,7 +95,7 @@ class TreeConfig(ThresholdConfig):
 def novelty(clip: Clip) -> Tensor:
     """Return how much of each frame is new and attended to (F,): the mass of `nest`, summed over its patches.
 
-    Source: REDUCERS_VIDEO.md section 7.1, 1 to 3, with the constants given there.
+    Source: docs/methods/video.md section 7.1, 1 to 3, with the constants given there.
     """
     centred_FND = clip.x - clip.x.mean((0, 1))
     same_FN = centred_FND.norm(dim=-1) < 1e-6 * clip.x.norm(dim=-1)

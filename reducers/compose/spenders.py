@@ -4,7 +4,7 @@ What is merged counts by the patches behind it; CLS attention and keys are those
 
 Shapes: R rows, N places each, D width, d width of a head, K tokens of a row (padded).
 
-Source: REDUCERS_VIDEO.md section 6; each method as in its own file.
+Source: docs/methods/video.md section 6; each method as in its own file.
 """
 
 from collections.abc import Callable, Mapping

@@ -41,7 +41,7 @@ def unlike_reference(x_FND: Tensor, prune: float, *, compat: bool = False) -> Te
     References are always unpruned. The second frame of a window is compared with the first, the third with the first,
     the fourth with the third; the last window may be shorter.
 
-    Source: KD-TAO/DyCoke at dd74634, dycole_ttm; REDUCERS_VIDEO.md section 5.2.
+    Source: KD-TAO/DyCoke at dd74634, dycole_ttm; docs/methods/video.md section 5.2.
     Departs: all windows alike, any number of frames (A1).
     """
     frames, patches, _ = x_FND.shape

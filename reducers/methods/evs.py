@@ -33,7 +33,7 @@ def changed(x_FND: Tensor, a_FN: Tensor, keep: int) -> Tensor:
     Returns:
         Ids (K,), int64, rising. What is kept of fewer tokens is kept of more, on either side of N.
 
-    Source: vllm-project/vllm, vllm/multimodal/evs.py at 094f117; REDUCERS_VIDEO.md section 5.1.
+    Source: vllm-project/vllm, vllm/multimodal/evs.py at 094f117; docs/methods/video.md section 5.1.
     Departs: fewer tokens than one frame has are possible; published always keeps frame 0 whole.
     """
     patches = x_FND.shape[1]

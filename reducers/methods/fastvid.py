@@ -55,7 +55,7 @@ def anchor_frames(segment_F: Tensor, stride: int) -> tuple[Tensor, Tensor, Tenso
 def fastvid(clip: Clip, budget: Budget, config: FastVidConfig) -> ClipTokens:
     """Return salient patches and contexts of one clip, sorted by anchor.
 
-    Source: LunarShen/FastVID at a40a109; REDUCERS_VIDEO.md section 5.3.
+    Source: LunarShen/FastVID at a40a109; docs/methods/video.md section 5.3.
     Departs: no more cuts than frames and no more contexts than free patches, what is left over goes to the best
     attended (A7).
     """

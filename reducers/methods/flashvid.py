@@ -36,7 +36,7 @@ class FlashVidConfig(ThresholdConfig):
     segment_tau: float = 0.9
     """Frames whose means are less alike than this are always cut apart."""
     compat: bool = False
-    """Published accidents A2, A3 and A5 of REDUCERS_VIDEO.md section 4."""
+    """Published accidents A2, A3 and A5 of docs/methods/video.md section 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +47,7 @@ class FlashVidConfig(ThresholdConfig):
 def flashvid(clip: Clip, budget: Budget, config: FlashVidConfig) -> ClipTokens:
     """Return selected patches and merged trees of one clip, sorted by anchor.
 
-    Source: Fanziyang-v/FlashVID at 1d37422; REDUCERS_VIDEO.md section 5.5.
+    Source: Fanziyang-v/FlashVID at 1d37422; docs/methods/video.md section 5.5.
     Departs: a tree is divided by its size (A2), patches of one-frame segments that are selected are not merged as
     well (A3), density is taken from 7 points however few clusters there are (A5).
     """

@@ -34,7 +34,7 @@ def spatial_indices(
         shape: R, C, instead of `keep`.
         anchor: which patch of a cell: its first, or its middle one.
 
-    Source: REDUCERS.md section 5.2.
+    Source: docs/methods/frames.md section 5.2.
     """
     high, wide = grid
     middle = 0.5 if anchor == "center" else 0.0

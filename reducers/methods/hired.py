@@ -49,7 +49,7 @@ class HiRedConfig:
 class HiRed(Fingerprinted):
     """Keeps the best-attended patches of each frame, as many over a clip as the rate allows.
 
-    Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; REDUCERS.md sections 5.7 and 6.
+    Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; docs/methods/frames.md sections 5.7 and 6.
     Departs: for video, budgets are shared over frames to the last token, evenly or by a contact sheet; a clip keeps at
     least one.
     """
@@ -119,7 +119,7 @@ def sheet_layout(frames: int) -> tuple[int, int]:
 def frame_scores(early_N: Tensor, frames: int, grid: tuple[int, int]) -> Tensor:
     """Return a score for each frame of a clip (frames,): CLS attention of block 0 to its tile of the contact sheet.
 
-    Source: REDUCERS.md section 6, the counterpart of the full image. Published code has no video form.
+    Source: docs/methods/frames.md section 6, the counterpart of the full image. Published code has no video form.
     """
     return region_sums(early_N, sheet_layout(frames), grid)[:frames]
 

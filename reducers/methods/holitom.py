@@ -52,7 +52,7 @@ class HoliTomConfig(ThresholdConfig):
 def holitom(clip: Clip, budget: Budget, config: HoliTomConfig) -> ClipTokens:
     """Return merged still patches of each window, at its first frame, and the best attended others of each frame.
 
-    Source: cokeshao/HoliTom at e9b2972, without merging in the language model; REDUCERS_VIDEO.md section 5.4.
+    Source: cokeshao/HoliTom at e9b2972, without merging in the language model; docs/methods/video.md section 5.4.
     Departs: context_share works (A6); density is taken from K points however few centres there are (A5).
     """
     frames, patches, _ = clip.x.shape

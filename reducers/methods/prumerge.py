@@ -75,7 +75,7 @@ class PruMergeConfig:
 class PruMerge(Fingerprinted):
     """Keeps the patches with outlying CLS attention; each takes in its `knn` nearest patches by key.
 
-    Source: 42Shawn/LLaVA-PruMerge, ICCV 2025, at 097c041; REDUCERS.md section 5.3.
+    Source: 42Shawn/LLaVA-PruMerge, ICCV 2025, at 097c041; docs/methods/frames.md section 5.3.
     Departs: the outlier fence is per frame, published code pools it over the batch (P6); the count is not truncated (P7);
     `knn` is clamped to what exists (P8).
     """
@@ -147,7 +147,7 @@ class PruMerge(Fingerprinted):
 class PruMergePlus(PruMerge):
     """PruMerge with patches of an even grid added to the kept ones, more of them the more outliers there are.
 
-    Source: as PruMerge; REDUCERS.md section 5.4.
+    Source: as PruMerge; docs/methods/frames.md section 5.4.
     Departs: the grid ends before N - 1 for any N (Q2); a frame without outliers takes one for the stride (Q4); with a ratio,
     grid patches that are kept already are replaced by the next best (Q5), so that the count is exact.
     """

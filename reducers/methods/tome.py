@@ -83,7 +83,7 @@ def match(metric_FTd: Tensor, r: int, *, class_token: bool) -> Match:
         The new place of each row: unmerged even rows first, ascending (without a class token by falling likeness), then all odd
         rows.
 
-    Source: Bolya et al., Token Merging, ICLR 2023; REDUCERS.md section 5.8.
+    Source: Bolya et al., Token Merging, ICLR 2023; docs/methods/frames.md section 5.8.
     """
     frames, rows, _ = metric_FTd.shape
     r = max(0, min(r, (rows - class_token) // 2))
@@ -118,7 +118,7 @@ def merge(x_FTD: Tensor, size_FT: Tensor, found: Match) -> tuple[Tensor, Tensor]
 class ToMe(Fingerprinted):
     """Merges similar patches between attention and MLP of every block, until `keep` are left of each frame.
 
-    Source: Bolya et al., Token Merging, ICLR 2023; REDUCERS.md section 5.8.
+    Source: Bolya et al., Token Merging, ICLR 2023; docs/methods/frames.md section 5.8.
     Departs: the last block is not run, so the schedule spreads over the blocks before it; CLS is dropped at the end.
     """
 

@@ -65,7 +65,7 @@ def text_scores(v_FNP: Tensor, text_FP: Tensor, score: str) -> Tensor:
 class Trim(Fingerprinted):
     """Keeps the patches whose likeness to the question is an outlier, and the mean of the rest.
 
-    Source: FreedomIntelligence/TRIM, COLING 2025; REDUCERS.md section 5.6.
+    Source: FreedomIntelligence/TRIM, COLING 2025; docs/methods/frames.md section 5.6.
     Departs: the fence is per row, published code pools it over the batch (T4); nothing kept or everything kept is no error; the
     input's type stays (T5).
     """

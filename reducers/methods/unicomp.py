@@ -64,7 +64,7 @@ def frame_groups(x_FND: Tensor, frame_uniqueness: float, longest: int) -> list[i
 def group_budgets(vector_GD: Tensor, total: int, patches: int, *, compat: bool = False) -> Tensor:
     """Share `total` over groups (G,), int64: the more, the less a group's vector is like all; at most twice even.
 
-    Source: TimeMarker-LLM/UniComp at 1904269, token_allocation; REDUCERS_VIDEO.md section 5.6.
+    Source: TimeMarker-LLM/UniComp at 1904269, token_allocation; docs/methods/video.md section 5.6.
     Departs: exact shares by largest remainder; published floors, and spreads what the cap leaves over by floors again.
     """
     groups = len(vector_GD)
@@ -105,7 +105,7 @@ def pass_surplus(budget_G: Tensor, picks_G: Tensor, *, compat: bool = False) -> 
 def unicomp(clip: Clip, budget: Budget, config: UniCompConfig) -> ClipTokens:
     """Return the picked patches of each group of frames, at its first frame, blended with their neighbourhood.
 
-    Source: TimeMarker-LLM/UniComp at 1904269; REDUCERS_VIDEO.md section 5.6.
+    Source: TimeMarker-LLM/UniComp at 1904269; docs/methods/video.md section 5.6.
     Departs: budgets and surplus are shared to the last token; the vector of a group is the CLS row of its first frame
     (A9).
     """

@@ -46,7 +46,7 @@ def curvature(x_FND: Tensor) -> Tensor:
 def frame_budgets(curvature_F: Tensor, total: int, cap: int, config: VCastConfig) -> Tensor:
     """Share `total` over frames (F,), int64, none above `cap`; exact wherever total <= F * cap.
 
-    Source: xinyouu/V-CAST at c235ef3; REDUCERS_VIDEO.md section 5.7.
+    Source: xinyouu/V-CAST at c235ef3; docs/methods/video.md section 5.7.
     Departs: the rounding remainder goes to the largest fractions, one each; published gives all of it to one frame
     (A8).
     """

@@ -49,7 +49,7 @@ class VisionZipConfig:
 class VisionZip(Fingerprinted):
     """Keeps dominant patches and merges the rest into contextual tokens by key similarity.
 
-    Source: dvlab-research/VisionZip, CVPR 2025, at 3151f6d; REDUCERS.md section 5.5.
+    Source: dvlab-research/VisionZip, CVPR 2025, at 3151f6d; docs/methods/frames.md section 5.5.
     Departs: no configuration raises on data (V5): more targets than patches makes every one a target.
     """
 

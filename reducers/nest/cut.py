@@ -112,7 +112,7 @@ def _by_rank(anchor_S: Tensor, order: Order, owner_M: Tensor) -> Tensor:
     patch_S = order.rank >= 0
     place_R = order.rank[patch_S].argsort()
     if not torch.equal(order.rank[patch_S].long()[place_R], torch.arange(len(place_R))):
-        raise ReducerError("the ranks of these tokens are no permutation")
+        raise ReducerError("the ranks of these tokens are not a permutation")
     ranks, tokens = len(place_R), len(anchor_S)
     if not _within(order.parent[patch_S], 0, ranks) or not _within(owner_M, -1, tokens):
         raise ReducerError(f"expected parents below {ranks} and owners below {tokens}, at least -1")

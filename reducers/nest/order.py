@@ -93,7 +93,7 @@ class Superset:
 def evidence(clip: Clip, config: NestConfig, out_MM: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return kernel (M, M), in `out_MM` if given, mass (M,) and centred directions (M, D) of a clip.
 
-    Source: REDUCERS_VIDEO.md section 7.1, 1 to 4.
+    Source: docs/methods/video.md section 7.1, 1 to 4.
     Departs: kernel and mass are rounded to 2**-16.
     """
     frames, patches, _ = clip.x.shape
@@ -222,7 +222,7 @@ def greedy(
 def build(clips: Sequence[Clip], config: NestConfig) -> list[Superset]:
     """Return the superset of each clip; clips of equal size are ordered together.
 
-    Source: REDUCERS_VIDEO.md section 7.1; prior art: FLoC (facility location), EVS, FlashVID, UniComp.
+    Source: docs/methods/video.md section 7.1; prior art: FLoC (facility location), EVS, FlashVID, UniComp.
     """
     found: dict[int, Superset] = {}
     for shape in dict.fromkeys(clip.a.shape for clip in clips):

@@ -36,7 +36,7 @@ def fold(given: Superset, budget: int, omega: float) -> Superset:
 
     Folding in two steps gives the same bits as folding at once. `omega` is the one that built the superset.
 
-    Source: REDUCERS_VIDEO.md section 7.2.
+    Source: docs/methods/video.md section 7.2.
     """
     return fold_all([given], [budget], omega)[0]
 
@@ -107,7 +107,7 @@ def ask(
         relevance_S: likeness of each rank's clip-space vector to the question.
         prefer: what matters: ranks like the question or, as in TRIM's published code, unlike it.
 
-    Source: REDUCERS_VIDEO.md section 7.3.
+    Source: docs/methods/video.md section 7.3.
     Departs: an unlinked rank is dropped, as in `fold`; the centre of the kernel is the mean of the superset by size.
     """
     budget = min(max(budget, 1), len(given.id))
@@ -187,7 +187,7 @@ def common_gain(gains: Sequence[Tensor], total: int, least: int = 32) -> float:
     Raises:
         BudgetError: `total` is less than what the clips keep at least.
 
-    Source: REDUCERS_VIDEO.md section 7.4.
+    Source: docs/methods/video.md section 7.4.
     Departs: of equal gains all are kept or none, so that a cut is one number and the clips need not know each other.
     """
     tails = torch.cat([tail_of(gain_S, least) for gain_S in gains]).double().sort(descending=True).values
@@ -204,7 +204,7 @@ def common_gain(gains: Sequence[Tensor], total: int, least: int = 32) -> float:
 class Nest(Fingerprinted):
     """Ranks patches so that every prefix explains as much of the clip as it can, folds the tail into the prefix.
 
-    Source: ours; REDUCERS_VIDEO.md section 7. `supersets` is what to store, `reduce` what any budget makes of it.
+    Source: ours; docs/methods/video.md section 7. `supersets` is what to store, `reduce` what any budget makes of it.
     """
 
     config: NestConfig

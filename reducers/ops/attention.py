@@ -15,7 +15,7 @@ def cls_attention(q_cls_FD: Tensor, k_FTD: Tensor, heads: int, combine: Literal[
     The softmax runs over all T columns, then the CLS column is dropped without renormalising. `concat`: one softmax over
     the concatenated heads with scale D**-0.5. `sum` and `mean`: a softmax per head with scale d**-0.5.
 
-    Source: REDUCERS.md sections 2 and 3; PruMerge uses `concat`, VisionZip and HiRED `sum`.
+    Source: docs/methods/frames.md sections 2 and 3; PruMerge uses `concat`, VisionZip and HiRED `sum`.
     """
     frames, rows, width = k_FTD.shape
     groups = 1 if combine == "concat" else heads

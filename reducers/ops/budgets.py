@@ -20,7 +20,7 @@ def allocate(total: int, weights: Tensor, cap: int | Tensor) -> Tensor:
     Raises:
         BudgetError: a weight is negative or not finite.
 
-    Source: REDUCERS.md section 6, in double precision.
+    Source: docs/methods/frames.md section 6, in double precision.
     """
     share = weights.double()
     if not bool((share.isfinite() & (share >= 0)).all()):

@@ -183,7 +183,7 @@ def fit_budget(found: ClipTokens, clip: Clip, budget: int) -> ClipTokens:
     frame, or of the nearest frame that has one. Too few: the best attended anchors that are absent are added as they
     are.
 
-    Source: REDUCERS_VIDEO.md section 4, rule 6.
+    Source: docs/methods/video.md section 4, rule 6.
     Departs: an added patch leaves the size of the token that it was merged into, so that sizes still count each patch
     once.
     """

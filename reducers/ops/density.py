@@ -15,7 +15,7 @@ def density_peaks(gap_Rnn: Tensor, valid_Rn: Tensor, neighbours_R: Tensor) -> Te
     Density is exp(-mean squared distance to the `neighbours` nearest, itself included); without a denser point the
     largest distance of the row counts.
 
-    Source: REDUCERS_VIDEO.md section 5, DPC. Departs: no noise against ties, the lower index wins.
+    Source: docs/methods/video.md section 5, DPC. Departs: no noise against ties, the lower index wins.
     """
     pair_Rnn = valid_Rn[:, :, None] & valid_Rn[:, None]
     most = max(1, int(neighbours_R.max())) if len(neighbours_R) else 1

@@ -56,7 +56,7 @@ def calibrated_tau(clips: Iterable[Tensor], static_share: float = 0.5) -> float:
     Raises:
         ReducerError: the share is not in (0, 1), or no clip has two frames.
 
-    Source: REDUCERS_VIDEO.md section 2, point 3.
+    Source: docs/methods/video.md section 2, point 3.
     """
     if not 0 < static_share < 1:
         raise ReducerError(f"expected static_share in (0, 1), got {static_share}")

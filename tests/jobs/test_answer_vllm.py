@@ -160,11 +160,11 @@ def test_an_unknown_engine_and_a_part_of_a_gpu_are_refused() -> None:
         AnswerConfig(model=MODEL, engine="sglang")  # type: ignore[arg-type]
     asked = {"questions": "q", "store": "s", "out": "o", "answer": AnswerConfig(model=MODEL, engine="vllm")}
     for gpus in (0.5, 2.0):
-        with pytest.raises(ConfigError, match=r"whole GPUs, .* expected gpus_per_engine 0 or 1"):
+        with pytest.raises(ConfigError, match=r"requires --gpus-per-engine 0 or .* expected 0 or 1"):
             AnswerJob(**asked, gpus_per_engine=gpus)
     shared = AnswerConfig(model=MODEL, engine="vllm", vllm=VllmConfig(tensor_parallel_size=2))
     AnswerJob(**{**asked, "answer": shared}, gpus_per_engine=2)
-    with pytest.raises(ConfigError, match="expected gpus_per_engine 0 or 2, got 1"):
+    with pytest.raises(ConfigError, match="expected 0 or 2, got 1"):
         AnswerJob(**{**asked, "answer": shared}, gpus_per_engine=1)
 
 

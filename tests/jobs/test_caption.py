@@ -221,7 +221,7 @@ def test_a_wrong_setting_is_found_before_anything_is_encoded(
     config = EncodeConfig(model=model, reducer="prumerge+", device="cpu")
     with pytest.raises(ConfigError):
         caption.run(job(model, corpus, tmp_path, encode=config, **wrong))
-    with pytest.raises(ConfigError, match="expected another folder"):
+    with pytest.raises(ConfigError, match="--out must differ from --store"):
         job(model, corpus, tmp_path, out=f"{tmp_path}/store/")
     assert not (tmp_path / "store").exists()
 

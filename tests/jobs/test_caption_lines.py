@@ -35,7 +35,7 @@ def test_a_file_in_the_place_of_the_captions_is_told_before_anything_is_encoded(
     (tmp_path / "out").write_text("mine")
     config = EncodeConfig(model=tiny_checkpoint(tmp_path / "tiny"), reducer="nest(keep=16,superset=16)", device="cpu")
     place = {"corpus": str(tmp_path / "videos"), "store": str(tmp_path / "store"), "out": str(tmp_path / "out")}
-    with pytest.raises(ConfigError, match="a file stands where the folder"):
+    with pytest.raises(ConfigError, match="--out must be a directory"):
         caption.run(CaptionJob(**place, encode=config, cluster=ClusterConfig(runner="local")))
     assert not (tmp_path / "store").exists()
 

@@ -1,4 +1,4 @@
-"""What the reducers over a whole clip share: their budget, REDUCERS_VIDEO.md section 4 rules 4 to 6, and CLS rows."""
+"""What the reducers over a whole clip share: their budget, docs/methods/video.md section 4 rules 4 to 6, and CLS rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -103,7 +103,7 @@ def outliers(values: Sequence[float], factor: float) -> int:
 
 
 def allocate(total: int, weights: Sequence[float], cap: int) -> list[int]:
-    """REDUCERS.md section 6: floors first, what is left one by one by the largest fraction."""
+    """docs/methods/frames.md section 6: floors first, what is left one by one by the largest fraction."""
     exact = [total * weight / sum(weights) for weight in weights]
     shares = [min(cap, math.floor(quota)) for quota in exact]
     turns = by_score([quota - math.floor(quota) for quota in exact])
@@ -119,7 +119,7 @@ def distance(a: Row, b: Row) -> float:
 
 
 def dense_points(points: Sequence[Row], count: int, neighbours: int) -> list[int]:
-    """REDUCERS_VIDEO.md section 5, DPC: the `count` points that are dense and far from denser ones."""
+    """docs/methods/video.md section 5, DPC: the `count` points that are dense and far from denser ones."""
     n = len(points)
     gaps = [[0.0] * n for _ in range(n)]
     for i in range(n):

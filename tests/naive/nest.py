@@ -1,4 +1,4 @@
-"""`nest` from REDUCERS_VIDEO.md sections 7.1 and 7.2: plain greedy that looks at every patch for every rank.
+"""`nest` from docs/methods/video.md sections 7.1 and 7.2: plain greedy that looks at every patch for every rank.
 
 Kernel and mass are rounded to 2**-16, as `reducers.nest.order` says it departs.
 """

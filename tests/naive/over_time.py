@@ -1,4 +1,4 @@
-"""The methods that compare frames patch by patch, from REDUCERS_VIDEO.md sections 5.1, 5.2, 5.6 and 5.7."""
+"""The methods that compare frames patch by patch, from docs/methods/video.md sections 5.1, 5.2, 5.6 and 5.7."""
 
 import math
 from typing import Any

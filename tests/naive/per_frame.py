@@ -1,4 +1,4 @@
-"""The reducers that look at one frame, token by token, from REDUCERS.md section 5."""
+"""The reducers that look at one frame, token by token, from docs/methods/frames.md section 5."""
 
 import math
 from typing import Any
@@ -140,7 +140,7 @@ def visionzip(video: Video, config: Any) -> list[Token]:
 
 
 def hired(video: Video, config: Any) -> list[Token]:
-    """Section 5.7 in its video form of section 6, all frames alike."""
+    """docs/methods/frames.md section 5.7 in its video form of section 6, all frames alike."""
     attention = video.captures[Capture(kind="cls_attn", block="selected", heads="sum")]
     total = max(1, int(video.frames * video.patches * config.rate))
     budgets = allocate(total, [1.0] * video.frames, video.patches)

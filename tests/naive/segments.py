@@ -1,4 +1,4 @@
-"""The methods that cut a clip into segments, from REDUCERS_VIDEO.md sections 5.3 to 5.5."""
+"""The methods that cut a clip into segments, from docs/methods/video.md sections 5.3 to 5.5."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""One merging step of ToMe, row by row, from REDUCERS.md section 5.8. The first row is CLS."""
+"""One merging step of ToMe, row by row, from docs/methods/frames.md section 5.8. The first row is CLS."""
 
 from tests.naive.common import Row, by_score, cosine
 

@@ -120,7 +120,7 @@ def test_wrong_reducers_are_refused_before_anything_is_read(model: str, spec: st
     [
         ({"batch_clips": 0}, "batch_clips must be at least 1, got 0"),
         ({"compute_dtype": "int8"}, "got 'int8'"),
-        ({"clip_space": True, "reducer": "tome(keep=8)"}, "tome merges them inside it"),
+        ({"clip_space": True, "reducer": "tome(keep=8)"}, "--clip-space cannot be combined with --reducer tome"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -> None:

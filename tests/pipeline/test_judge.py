@@ -142,7 +142,7 @@ def test_a_file_that_keeps_vanishing_is_not_waited_for_without_end(tmp_path: Pat
     store = ReplyStore(str(tmp_path), {"kind": "judge"})
     store.add(reply_of(CASES[0]))
     (Path(store.folder) / f"{'0' * 64}.jsonl").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(StoreError, match="keep vanishing"):
+    with pytest.raises(StoreError, match="files are removed while they are read"):
         store.read()
 
 

@@ -54,9 +54,9 @@ def test_what_means_one_video_is_that_video(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("cat", "may be day1/cat, day2/cat: name one"),
-        ("cat.mp4", "may be day1/cat, day2/cat: name one"),
-        ("long.mp4", "may be long#t=0.000,4.000, long#t=4.000,8.000: name one"),
+        ("cat", "matches day1/cat, day2/cat; pass a full id"),
+        ("cat.mp4", "matches day1/cat, day2/cat; pass a full id"),
+        ("long.mp4", "matches long#t=0.000,4.000, long#t=4.000,8.000; pass a full id"),
         ("day1/cta", "the closest: day1/cat"),
         ("day2/dogs.mp4", "the closest: day2/dog.v2"),
         ("zebra", "which has 6 videos, such as broken, day1/cat, day2/cat and 3 more"),

@@ -59,7 +59,7 @@ def test_entries_that_can_be_shown_are_not_refused(name: str) -> None:
         ({"coverage": 0.0}, "coverage must be above 0 and at most 1, got 0"),
         ({"coverage": float("nan")}, "coverage must be above 0"),
         ({"corpus_budget": 8, "text_reducer": "trim"}, "got corpus_budget and text_reducer"),
-        ({"by_question": "unlike", "coverage": 0.5}, "pass --budget"),
+        ({"by_question": "unlike", "coverage": 0.5}, "requires --budget"),
     ],
 )
 def test_numbers_that_cannot_be_and_two_ways_at_once_are_refused(asked: dict[str, Any], said: str) -> None:

@@ -72,9 +72,9 @@ def test_settings_out_of_range_or_decided_elsewhere_are_refused(settings: dict[s
 
 def test_settings_of_vllm_with_another_engine_are_refused() -> None:
     """They would do nothing, in silence; so would positions that vLLM numbers itself."""
-    with pytest.raises(ConfigError, match="max_model_len is a setting of the engine vllm, the engine is transformers"):
+    with pytest.raises(ConfigError, match="max_model_len requires --engine vllm, got --engine transformers"):
         AnswerConfig(model=MODEL, vllm=VllmConfig(max_model_len=9))
-    with pytest.raises(ConfigError, match="expected positions compact, got original"):
+    with pytest.raises(ConfigError, match="--positions original is not supported by --engine vllm"):
         AnswerConfig(model=MODEL, engine="vllm", select=SelectConfig(budget=9, positions="original"))
 
 

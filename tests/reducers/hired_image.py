@@ -60,7 +60,7 @@ def reduce_image(
     Raises:
         ReducerError: the partitions are not as many as the layout says, or a value is not finite.
 
-    Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; REDUCERS.md section 5.7.
+    Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; docs/methods/frames.md section 5.7.
     """
     check_finite(tokens)
     partitions, patches, _ = tokens.features.shape
@@ -102,7 +102,7 @@ def sub_budgets(
 
     Raises BudgetError if published bands of rows cannot be cut.
 
-    Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; REDUCERS.md section 5.7.
+    Source: hasanar1f/HiRED, AAAI 2025, at 502d6dd; docs/methods/frames.md section 5.7.
     Departs: shares come from attention summed over 2-D regions, by largest remainder (H1, H2, H3).
     """
     parts, patches = layout[0] * layout[1], len(early_N)

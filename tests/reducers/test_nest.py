@@ -102,7 +102,7 @@ def test_every_prefix_of_a_frame_each_shows_every_frame(seed: int, lengths: tupl
 
 @pytest.mark.parametrize("seed", range(6))
 def test_parents_and_what_is_absorbed_are_those_of_a_loop(seed: int) -> None:
-    """Section 7.1, 7 and 8, and section 7.2, token by token."""
+    """docs/methods/video.md section 7.1, points 7 and 8, and section 7.2, token by token."""
     clip = clip_of(seed, 3)
     found = build([clip], CONFIG)[0]
     kernel, _, unit = evidence(clip, CONFIG)

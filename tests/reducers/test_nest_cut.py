@@ -52,8 +52,8 @@ def with_anchor(value: int) -> Callable[[ReducedTokens], ReducedTokens]:
 LIES: dict[str, tuple[Callable[[ReducedTokens], ReducedTokens], str]] = {
     "no order": (lambda tokens: replace(tokens, order=None), "have no order"),
     "no owners": (lambda tokens: replace(tokens, owner=None), "have no order"),
-    "a rank twice": (with_order("rank", 0, 3), "no permutation"),
-    "a rank too high": (with_order("rank", 0, 20), "no permutation"),
+    "a rank twice": (with_order("rank", 0, 3), "not a permutation"),
+    "a rank too high": (with_order("rank", 0, 20), "not a permutation"),
     "a parent too high": (with_order("parent", -1, 20), "parents below 20"),
     "a negative parent": (with_order("parent", 0, -1), "parents below 20"),
     "an owner too high": (with_owner(24), "owners below 24"),

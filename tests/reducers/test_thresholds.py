@@ -93,9 +93,9 @@ def test_thresholds_give_the_shares_that_were_asked_for(static: float) -> None:
         ("magic", "unknown reducer"),
         ("holitom(tau=0.5)", "leave it out"),
         ("holitom(ratio=0.5)", "leave it out"),
-        ("flashvid(segment_tau=0.5)", "segment_tau is what calibration finds"),
+        ("flashvid(segment_tau=0.5)", "segment_tau is set by the calibration"),
         ("flashvid(tau_mode=quantile, tau=0.9)", "leave it out"),
-        ("holitom( tau_mode = absolute )", "tau_mode is what calibration finds"),
+        ("holitom( tau_mode = absolute )", "tau_mode is set by the calibration"),
         ("static(keep=64)|hired", "leave it out"),
     ],
 )

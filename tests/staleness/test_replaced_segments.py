@@ -41,7 +41,7 @@ def test_segments_that_a_shorter_video_has_not_are_withdrawn(clips: Path, tmp_pa
     assert len(after) < len(before)
     assert not {one for one in before - after if one in of(store, "v")}
     assert of(store, "stays") == others
-    assert {row["error_class"] for row in TokenStore.open(str(store)).failures().to_pylist()} == {"EMPTY"}
+    assert {row["error_class"] for row in TokenStore.open(str(store)).failures().to_pylist()} == {"SUPERSEDED"}
     assert encoded_by(cut) == [0, 0, 0]
     (clips / "v.mp4").write_bytes(LONG.read_bytes())
     encoded_by(cut)
