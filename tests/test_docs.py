@@ -108,7 +108,8 @@ MARGIN = 0.05
 def results(text: str) -> dict[str, tuple[str, str, float]]:
     """Tokens and bytes per video and the accuracy of each row of the demo's table, by the text of its first column."""
     rows = [re.split(r"  +", line.strip()) for line in text.splitlines()]
-    return {row[0]: (row[1], row[2], float(row[3])) for row in rows if len(row) > 4 and re.fullmatch(r"0\.\d{3}|1\.000", row[3])}
+    scored = [row for row in rows if len(row) > 4 and re.fullmatch(r"0\.\d{3}|1\.000", row[3])]
+    return {row[0]: (row[1], row[2], float(row[3])) for row in scored}
 
 
 @pytest.mark.slow
