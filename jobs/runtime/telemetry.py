@@ -99,7 +99,7 @@ class Meter:
         self._stages(fingerprint, manifest, pending)
 
     def questions(self, fingerprint: str, manifest: pa.Table, pending: int) -> None:
-        """Take in what became of some questions, rows of `answers.MANIFEST`."""
+        """Take in what became of some questions, rows of `answer_store.MANIFEST`."""
         for statuses in manifest["statuses"].to_pylist():
             for status, count in statuses:
                 self.tell("framefold_questions_total", count, fingerprint=fingerprint[:SHOWN], status=status)

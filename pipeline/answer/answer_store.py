@@ -35,7 +35,7 @@ QUESTIONS_ASKED = pa.schema(
     ]
 )
 """What the answer stage takes. `store_id` and `payload_sha256` are null when the store does not hold the video; `turn` and
-`history` where a question is asked by itself, see `datasets.with_history`."""
+`history` where a question is asked by itself, see `questions.datasets.with_history`."""
 
 ANSWERS = pa.schema(
     [

@@ -34,7 +34,7 @@ class View:
     """What one run asked."""
 
     asked: pa.Table
-    """Rows of `answers.QUESTIONS_ASKED`, one per video or segment."""
+    """Rows of `answer_store.QUESTIONS_ASKED`, one per video or segment."""
     answers: str
     """Fingerprint of the answers to them."""
     replaces: frozenset[str] = frozenset()

@@ -44,7 +44,7 @@ class Cue:
 
 
 def captions(answers: pa.Table) -> pa.Table:
-    """Return rows of `CAPTIONS` from rows of `answers.ANSWERS`, in their order."""
+    """Return rows of `CAPTIONS` from rows of `answer_store.ANSWERS`, in their order."""
     return pa.Table.from_pylist([_caption(row) for row in answers.to_pylist()], schema=CAPTIONS)
 
 

@@ -173,7 +173,7 @@ def tokenizer_digest(directory: Path) -> str:
 
 
 class Answer:
-    """Stage, GPU or CPU. Takes rows of `answers.QUESTIONS_ASKED`, returns rows of `answers.ANSWERS`, same order."""
+    """Stage, GPU or CPU. Takes rows of `answer_store.QUESTIONS_ASKED`, returns rows of `answer_store.ANSWERS`, same order."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class Resolved:
     uri: str
     """What can be stored, and leads to the file from any folder and machine that has it."""
     hint: str
-    """What storage tells of it, see `sources.source_hint`."""
+    """What storage tells of it, see `fetch.source_hint`."""
 
 
 def resolve(uri: str, manifest: str, storage_options: Mapping[str, Any] | None = None) -> Resolved:

@@ -273,7 +273,7 @@ class TransformersEngine:
         return [self.reply(ids[: row.room]) for ids, row in zip(torch.stack(said, 1).tolist(), rows, strict=True)]
 
     def _next_ids(self, ids_BL: Tensor, mask_BC: Tensor | None, position_BL: Tensor, cache: Cache) -> Tensor:
-        """Return the likeliest next id (B,) of each row; see `steps.Forward`."""
+        """Return the likeliest next id (B,) of each row; see `generation.Forward`."""
         hidden_BLH = self.model.model.language_model(
             inputs_embeds=self._embed(ids_BL),
             attention_mask=mask_BC,

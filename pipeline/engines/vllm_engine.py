@@ -242,7 +242,7 @@ def _out_of_memory(_: _Question) -> Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """What `vocabulary` asks of a model, without its weights. Any: configs of transformers are untyped."""
+    """What `special_tokens` asks of a model, without its weights. Any: configs of transformers are untyped."""
 
     config: Any
     generation_config: Any

@@ -5,7 +5,7 @@
 The directory is named by what is in it (tensors, settings, format of the export), made once, and moved into place whole: a
 reader sees all of it or nothing. Of two exports at once the second waits for the first and takes what it made; what a killed
 one left is cleared by the next. No tokeniser is written: prompts are embedded before. The output rows of ids that no answer may
-hold are zero, see `engine_vllm`.
+hold are zero, see `vllm_engine`.
 """
 
 import fcntl

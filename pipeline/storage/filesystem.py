@@ -2,7 +2,7 @@
 
 Creation is a hard link on local disk, and a looked-up `If-None-Match` on object storage (`object_storage`). Names are made of
 what a file holds, so that a commit is safe where storage ignores the condition. Storage that falters is asked again
-(`patience`); what is still broken then is a StoreError.
+(`retry`); what is still broken then is a StoreError.
 """
 
 import errno

@@ -2,7 +2,7 @@
 
 Any Parquet reader opens them: features and the other token columns are plain little-endian bytes with shape and dtype
 beside them. Pages carry checksums, and every entry a digest of its own that is checked on each read. An entry is read from its
-own bytes, which the index points to; the footer is asked only where these are not as `pages` knows them.
+own bytes, which the index points to; the footer is asked only where these are not as `page_reader` knows them.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """`nest`: one ordered superset of a clip whose every prefix is a good reduced clip, and that folds to any budget.
 
-Shapes: F frames, N patches, M = F * N, D width, S ranks of the superset, B budget; see `nest_order` for the ranking.
+Shapes: F frames, N patches, M = F * N, D width, S ranks of the superset, B budget; see `order` for the ranking.
 """
 
 from collections import defaultdict
