@@ -52,7 +52,7 @@ def _same_file(file: Any, request: dict[str, Any], config: Any) -> Any:
 
 
 def _answer(answers: BinaryIO, request: dict[str, Any], file: Any, side_px: int) -> None:
-    """Decode one video, or a part of it, and say how it went. Any: a `decoders.VideoFile`, whose module is imported late."""
+    """Decode one video, or a part of it, and say how it went. Any: a `VideoFile`, whose module is imported late."""
     from av.error import FFmpegError
 
     from pipeline.decode.transforms import fit_square

@@ -176,7 +176,7 @@ class TokenStore:
         return pa.Table.from_pylist([_outcome(row, row["video_id"] in written) for row in rows], schema=MANIFEST)
 
     def stats(self) -> dict[str, Any]:
-        """Return counts and sizes for a person; `cleared` are failures that the next encode takes up, see `maintenance.clear`."""
+        """Return counts and sizes for a person; `cleared`: failures that the next encode takes up (`maintenance.clear`)."""
         rows = self.index.with_status("committed")
         failed = self.index.with_status("failed")
         classes = Counter(failed["error_class"].to_pylist())
