@@ -10,17 +10,17 @@ from pipeline.extras import missing_extra
 COMMANDS = {
     "encode": "encode every video of a corpus that the token store does not hold yet",
     "answer": "answer a file of questions from the token store",
-    "caption": "encode what is new, caption what has no caption yet: made for a nightly schedule",
-    "chat": "talk about one video of a token store",
+    "caption": "encode new videos and caption those without a caption; made for a nightly schedule",
+    "chat": "ask questions about one stored video, turn by turn",
     "evaluate": "score predictions against a data set",
-    "inspect": "show what the decoder sees in a video and what it does with it",
-    "store": "look into a token store and care for it: ls, stats, show, verify, repair, compact, gc, retry, export",
-    "calibrate": "find thresholds of similarity for a corpus and a tower",
+    "inspect": "show what the decoder reads in a video and which frames it samples",
+    "store": "list, check and maintain a token store: ls, stats, show, verify, repair, compact, gc, retry, export",
+    "calibrate": "find similarity thresholds for a corpus and a tower",
     "reducers": "list the reducers with their parameters",
     "shapes": "write a corpus of moving shapes: MP4 files with questions and answers",
     "train": "train the bundled model from nothing",
     "bench": "measure this machine: store, answer, encode, decode, steps, efficiency, reducers, tome",
-    "demo": "the whole pipeline on generated videos, with the bundled model",
+    "demo": "run the whole pipeline on generated videos with the bundled model",
 }
 
 

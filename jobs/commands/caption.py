@@ -27,8 +27,8 @@ from pipeline.models.prompts import VIDEO
 class CaptionJob:
     """Encode what is new or changed, caption what has no caption, write captions.jsonl and captions.parquet.
 
-    The files hold the captions of the last run. Of two runs that overlap neither takes a video from the other; where both have
-    one, its caption is that of the run which began last, unless only the other has one.
+    The files describe the corpus of the last run. Overlapping runs are merged: for a video that both captioned, the caption
+    of the run that began last is kept.
     """
 
     corpus: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CORPUS")]

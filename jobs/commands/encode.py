@@ -41,8 +41,8 @@ class EncodeJob:
     retry: tuple[str, ...] = ()
     """Classes of failure to try again, e.g. TIMEOUT CRASHED."""
     identity: Literal["name", "content"] = "name"
-    """name: a video that is new by id, or changed by size, time or ETag, is encoded. content: it is read and hashed first, and
-    where the store holds an entry of these very bytes, under whatever id, that one is served: for renamed or copied files."""
+    """name: encode videos with a new id, or with another size, time or ETag. content: hash such a video first, and reuse an
+    entry of the same bytes under any id, for renamed or copied files."""
     max_failed: int = 0
     """Exit with 1 if more videos of the corpus than this have failed."""
     metrics_file: str | None = None

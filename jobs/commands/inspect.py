@@ -1,4 +1,4 @@
-"""Show what the decoder sees in videos and what it does with them: `framefold inspect VIDEO...`."""
+"""Show what the decoder reads in videos and which frames it samples: `framefold inspect VIDEO...`."""
 
 import json
 import os
@@ -27,7 +27,7 @@ FULL_SIZE_FRAMES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class InspectJob:
-    """Show what the decoder sees in each video, and what it does with it.
+    """Show what the decoder reads in each video and which frames it samples.
 
     That is container, codec, stream, frames, random-access points, rotation and damage; then the plan for the clip, the decoder
     and why it is used, and which frames came out. A video that cannot be used is listed with its class, and the exit code is 1.

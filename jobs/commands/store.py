@@ -1,4 +1,4 @@
-"""Look into a token store and care for it: `framefold store ls|stats|show|verify|repair|compact|gc|retry|export URL`."""
+"""List, check and maintain a token store: `framefold store ls|stats|show|verify|repair|compact|gc|retry|export URL`."""
 
 import sys
 from collections import Counter
@@ -29,12 +29,12 @@ NEXT = "run framefold encode again: it brings back what is missing, and only tha
 
 @dataclass(frozen=True, kw_only=True)
 class StoreJob:
-    """Look into a token store and care for it.
+    """List, check and maintain a token store.
 
-    ls: one line per video. stats: counts and bytes. show: one entry, or the spec. verify: check every byte. repair: take out
-    what is damaged, so that the next encode brings it back. compact: merge small files. gc: remove files out of use. retry:
-    clear failures, so that the next encode takes them up; until then ls and stats list them as cleared. export: write a plain
-    view for other programs.
+    ls: one line per video. stats: counts and bytes. show: one entry, or the spec. verify: check every byte. repair: withdraw
+    damaged entries, which the next encode restores. compact: merge small files. gc: remove unused files. retry: clear
+    failures, which the next encode tries again; until then ls and stats list them as cleared. export: write files for other
+    programs.
     """
 
     what: tyro.conf.Positional[Literal["ls", "stats", "show", "verify", "repair", "compact", "gc", "retry", "export"]]

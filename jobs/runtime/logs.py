@@ -36,7 +36,7 @@ J = TypeVar("J")
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """How the job speaks on stderr."""
+    """Format of the log on stderr."""
 
     log_format: LogFormat = "text"
     """text: lines for a person. json: one object per line. The default can be set by FRAMEFOLD_LOG_FORMAT."""

@@ -31,7 +31,7 @@ ENGINES = {"transformers": 1, "vllm": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerConfig:
-    """Which model answers, and how it is asked."""
+    """Model, engine, and generation."""
 
     model: str
     """Directory or hub id of a Video-LLaVA checkpoint: the one the store was encoded with."""

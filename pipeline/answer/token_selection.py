@@ -30,7 +30,7 @@ POSITIONS = 1
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
-    """What of the stored tokens is shown to the model. The default is everything."""
+    """Which stored tokens the model sees; all by default."""
 
     budget: int | None = None
     """Tokens per video, CLS rows included, folded from entries of nest; no video is encoded again."""

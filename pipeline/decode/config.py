@@ -21,7 +21,7 @@ LIMITS = ("memory_mb", "max_bytes", "max_pixels", "max_duration_s", "max_frames"
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
-    """Which frames of a video become its clip, and what a video may cost."""
+    """Sampling, decoder, and limits per video."""
 
     frames: int = 8
     """F, frames per clip."""
@@ -31,11 +31,11 @@ class DecodeConfig:
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     """auto is pyav. decord is used for files in which its frames are provably right, and PyAV for all others."""
     max_substituted: int = 0
-    """A video with more frames than this that are lost, or not provably the ones asked for, is CORRUPT."""
+    """Lost or unproven frames that a clip may have; a video with more is CORRUPT."""
     deadline_s: float = 60.0
-    """A video that takes longer to decode is killed: TIMEOUT."""
+    """Time limit for decoding one video: TIMEOUT."""
     memory_mb: int = 2048
-    """Memory that one decoding may take: OUT_OF_MEMORY; 0 is no limit."""
+    """Memory limit of the decoder process: OUT_OF_MEMORY; 0 is no limit."""
     max_bytes: int = 8 << 30
     """Largest file: TOO_LARGE; 0 is no limit."""
     max_pixels: int = 8192 * 8192
@@ -45,9 +45,9 @@ class DecodeConfig:
     max_frames: int = 2_000_000
     """Most frames, as the container counts them: TOO_LARGE; 0 is no limit."""
     recycle: int = 500
-    """A decoding process is replaced after so many videos, so that native leaks stay small; 0 never."""
+    """Replace the decoder process after this many videos, against native memory leaks; 0 never."""
     recycle_mb: int = 512
-    """And when it keeps so much more resident memory between videos than when it was new; 0 never."""
+    """Replace it when its resident memory between videos has grown by this much; 0 never."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "deadline_s"):

@@ -32,7 +32,7 @@ OVERLAPPING = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """Which tower looks at the clips, and what is kept of what it sees."""
+    """Model, reducer, and how tokens are stored."""
 
     model: str
     """Directory or hub id of a Video-LLaVA checkpoint (safetensors)."""
@@ -41,9 +41,9 @@ class EncodeConfig:
     reducer: str = "prumerge+"
     """A reducer with its parameters, e.g. "prumerge+(ratio=0.125)"; `framefold reducers` lists them."""
     dtype: Literal["float16", "int8"] = "float16"
-    """What tokens are stored in; int8 has a scale per token and takes half the bytes."""
+    """Type of the stored tokens; int8 has a scale per token and takes half the bytes."""
     clip_space: bool = False
-    """Store each token in the joint image-text space too, for answering with trim or with nest's question pass."""
+    """Also store each token in the joint image-text space, for trim or --by-question."""
     text_tower: str | None = None
     """Directory of the CLIP pair's text side and visual projection; default: text_tower inside the model's directory."""
     compute_dtype: str = "auto"
@@ -51,7 +51,7 @@ class EncodeConfig:
     device: str = "auto"
     """auto is the first GPU or else the CPU; on Ray, a GPU if --gpus-per-encoder asks for one and else the CPU."""
     batch_clips: int | None = None
-    """Clips that go through the tower together; default: 8, on a GPU 32. Memory for more is all that it costs."""
+    """Clips per batch of the tower; default: 8, on a GPU 32. Larger batches need more memory."""
 
     def __post_init__(self) -> None:
         check_dtype("compute_dtype", self.compute_dtype)

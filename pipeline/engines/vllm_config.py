@@ -40,7 +40,7 @@ OURS = {
 
 @dataclass(frozen=True, kw_only=True)
 class VllmConfig:
-    """Settings of the engine vllm alone, under vLLM's names."""
+    """Settings of --engine vllm, with vLLM's names."""
 
     max_model_len: int = 0
     """Engine vllm: positions of a question, its video and its answer, at most; 0 is what the model has."""

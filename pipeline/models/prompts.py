@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
-    """What is written around the question. All of it is part of the answer fingerprint."""
+    """Text around the question; part of the answer fingerprint."""
 
     style: Literal["docs", "original"] = "docs"
     """`docs`: `USER: <video>`, the question on the next line, `ASSISTANT:`. `original`: the system text before it."""
