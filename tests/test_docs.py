@@ -20,7 +20,10 @@ from reducers.registry import names, parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-NAMES = ("README.md", "CHANGELOG.md", "docs/architecture.md", "docs/reducers.md", "docs/tables.md", "infra/README.md")
+NAMES = (
+    *("README.md", "CHANGELOG.md", "infra/README.md"),
+    *("docs/architecture.md", "docs/library.md", "docs/reducers.md", "docs/tables.md"),
+)
 DOCUMENTS = [ROOT / name for name in NAMES]
 JOBS = {
     "encode": EncodeJob,
