@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pipeline.answer.text_reducer import check_text_reducer, parse_text_reducer
 from pipeline.errors import ConfigError, StoreError, check_at_least_one
 
 if TYPE_CHECKING:  # torch loads when a stage is built, not when a flag is parsed
@@ -98,31 +99,6 @@ def _versions(config: SelectConfig) -> dict[str, int]:
         "positions": POSITIONS if config.positions == "original" else None,
     }
     return {name: version for name, version in used.items() if version is not None}
-
-
-def parse_text_reducer(spec: str) -> "Reducer":
-    """Return the reducer of a spec string that reads the question. Raises ConfigError."""
-    from reducers.base import ReducerSpecError
-    from reducers.registry import parse
-
-    try:
-        reducer = parse(spec)
-    except ReducerSpecError as error:
-        raise ConfigError(str(error)) from error
-    if not reducer.needs_text:
-        raise ConfigError(f"{reducer.name} does not read the question: pass it to framefold encode as --reducer")
-    return reducer
-
-
-def check_text_reducer(spec: str) -> None:
-    """Raise ConfigError if a reducer does not read the question, or cannot work on zeros: a plug-in may break the interface."""
-    from reducers.base import ReducerError
-    from reducers.trial import Geometry, try_on_zeros
-
-    try:
-        try_on_zeros(parse_text_reducer(spec), Geometry(frames=2, grid=(4, 4), width=32, heads=2))
-    except ReducerError as error:
-        raise ConfigError(f"{spec} cannot work on stored patches: {error}") from error
 
 
 def check_selection(config: SelectConfig, stored: Mapping[str, Any], space: "JointSpace | None") -> None:

@@ -305,7 +305,7 @@ def test_entry_point_counts_where_its_module_registers_the_class_too(site: Path,
 def test_reducer_that_reads_the_question_is_tried_before_questions_are_answered(
     site: Path, registered: dict[str, type]
 ) -> None:
-    from pipeline.answer.token_selection import check_text_reducer
+    from pipeline.answer.text_reducer import check_text_reducer
 
     text = good("assert text.embedding.shape[1] == tokens.clip_space.shape[2]").replace(
         "version = 1", "version = 1\n    needs_text = True"
