@@ -9,6 +9,7 @@ COMMANDS = {
     "encode": "encode every video of a corpus that the token store does not hold yet",
     "answer": "answer a file of questions from the token store",
     "caption": "encode what is new, caption what has no caption yet: made for a nightly schedule",
+    "plan": "print what encode, answer or caption would do, and write nothing",
     "chat": "talk about one video of a token store",
     "evaluate": "score predictions against a data set",
     "inspect": "show what the decoder sees in a video and what it does with it",
