@@ -11,6 +11,7 @@ COMMANDS = {
     "encode": "encode every video of a corpus that the token store does not hold yet",
     "answer": "answer a file of questions from the token store",
     "caption": "encode new videos and caption those without a caption; made for a nightly schedule",
+    "plan": "print what encode, answer or caption would do, and write nothing",
     "chat": "ask questions about one stored video, turn by turn",
     "evaluate": "score predictions against a data set",
     "inspect": "show what the decoder reads in a video and which frames it samples",

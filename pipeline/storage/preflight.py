@@ -46,18 +46,17 @@ def check_reachable(
 def check_can_create(fs: Any, path: str) -> None:
     """Raise ConfigError where a file cannot be created at a path, as far as this shows without writing.
 
-    On local disk: a file in the place of a folder, no permission, a read-only file system, a name that is too long. On S3: a
-    bucket that does not exist. The messages are those of `filesystem.create_exclusive`. Any: an fsspec file system.
+    On local disk: a file in the place of a folder, no permission, a read-only file system, a name that is too long; with the
+    messages of `filesystem.create_exclusive`. On S3 a bucket that does not exist is a warning: some servers create it on the
+    first write. Any: an fsspec file system.
     """
+    if not is_local(fs):
+        _warn_of_bucket(fs, path.split("/")[0])
+        return
     try:
-        if is_local(fs):
-            _check_folder(_nearest_existing(Path(path).parent))
-        elif "s3" in fs.protocol:
-            _check_bucket(fs, path.split("/")[0])
+        _check_folder(_nearest_existing(Path(path).parent))
     except PermissionError as error:
         raise ConfigError(f"{path}: no permission to write: {error}") from error
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such bucket or folder: {error}") from error
     except NotADirectoryError as error:
         raise ConfigError(f"{path}: a file stands where a folder is needed") from error
     except OSError as error:
@@ -65,11 +64,11 @@ def check_can_create(fs: Any, path: str) -> None:
             raise ConfigError(f"{path}: cannot be written: {type(error).__name__}: {error}") from error
 
 
-def _check_bucket(fs: Any, name: str) -> None:
-    """Raise FileNotFoundError where an S3 bucket does not exist. Other errors are left to the first write."""
-    with contextlib.suppress(PermissionError):
-        if not fs.exists(name):
-            raise FileNotFoundError(errno.ENOENT, "The specified bucket does not exist", name)
+def _warn_of_bucket(fs: Any, name: str) -> None:
+    """Log a warning where an S3 bucket does not exist. Other errors are left to the first write. Any: an fsspec file system."""
+    with contextlib.suppress(OSError):
+        if "s3" in fs.protocol and not fs.exists(name):
+            logger.warning("the bucket %s does not exist: writing to it fails unless the storage creates it", name)
 
 
 def _nearest_existing(folder: Path) -> Path:
