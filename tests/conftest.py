@@ -14,11 +14,18 @@ from hypothesis import settings
 from tests import s3
 from tests.activitynet import write_split
 from tests.judge_server import JudgeServer, judge_server
+from tests.marking import mark
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 settings.register_profile("framefold", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("framefold")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before the markers of the command line choose among the tests."""
+    mark(items)
 
 
 @pytest.fixture(scope="session")
