@@ -100,6 +100,25 @@ def test_every_mention_of_a_specification_in_code_has_a_section() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_quoted_paths_exist(page: Path) -> None:
+    """Relative links, and paths of this repository in back quotes."""
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / link).exists(), link
+    for name in re.findall(r"`((?:reducers|pipeline|jobs|tests|docs|benchmarks|infra)/[\w./]*)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_map_of_the_tree_has_every_package() -> None:
+    """Folders of `pipeline/`, `reducers/` and `jobs/` with modules."""
+    modules = [path for name in ("pipeline", "reducers", "jobs") for path in (ROOT / name).glob("*/*.py")]
+    folders = {path.parent.relative_to(ROOT) for path in modules}
+    text = (ROOT / "docs" / "architecture.md").read_text().split("## Map of the tree")[1].split("### One video on its way")[0]
+    assert len(folders) > 15
+    assert [str(folder) for folder in sorted(folders) if f"\n| `{folder.as_posix()}/` |" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_anchors_of_links_are_headings(page: Path) -> None:
     """A heading that was renamed takes its anchor with it."""
     for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
