@@ -20,18 +20,24 @@ class TokenStore(Mapping[str, Entry]):
 
     @classmethod
     def open(
-        cls, url: str, fingerprint: str | None = None, *, storage_options: Mapping[str, Any] | None = None
+        cls,
+        url: str,
+        fingerprint: str | None = None,
+        *,
+        reducer: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> "TokenStore":
         """Open a store.
 
         Args:
             url: root of the store, a path or any fsspec URL.
             fingerprint: the beginning of one, where the store holds several.
+            reducer: instead of it, the reducer of the entries, e.g. `nest(keep=256)`, or its name alone.
             storage_options: options for fsspec.
 
         Raises ConfigError if there is no store, no such fingerprint, or more than one to choose from.
         """
-        return cls(Stored.open(str(url), fingerprint, storage_options))
+        return cls(Stored.open(str(url), fingerprint, storage_options, reducer))
 
     @property
     def fingerprint(self) -> str:

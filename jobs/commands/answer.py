@@ -34,6 +34,8 @@ class AnswerJob:
     """auto tells it by columns and video names."""
     fingerprint: str | None = None
     """Which entries of the store, by the beginning of their fingerprint; needed where it holds several."""
+    reducer: str | None = None
+    """Instead of the fingerprint: the reducer of the entries, e.g. "nest(keep=256)", or its name alone."""
     aliases: str | None = None
     """Other names of videos: MSVD's youtube_mapping.txt, or CSV, JSONL, Parquet with columns name and video_id."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -52,7 +52,7 @@ class AnswerPlan:
 def plan(job: "AnswerJob") -> AnswerPlan:
     """Return what a job is going to do. Raises ConfigError for a wrong setting."""
     check_reachable([job.store, job.questions, job.out, job.aliases], job.options)
-    store = TokenStore.open(job.store, job.fingerprint, job.options)
+    store = TokenStore.open(job.store, job.fingerprint, job.options, job.reducer)
     return plan_for(job, store, asked_of(job, store))
 
 

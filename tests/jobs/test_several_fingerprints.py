@@ -2,12 +2,14 @@
 
 import io
 import json
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import framefold
+from jobs.commands.answer import main as answer_main
 from jobs.commands.store import main
 from pipeline.errors import ConfigError
 from pipeline.store.token_store import TokenStore
@@ -76,6 +78,18 @@ def test_open_by_reducer_needs_exactly_one(store: str) -> None:
         TokenStore.open(store, reducer="nest")
     with pytest.raises(ConfigError, match="--reducer: "):
         TokenStore.open(store, reducer="nest(kep=1)")
+
+
+def test_answer_and_library_choose_entries_by_reducer(store: str, tmp_path: Path) -> None:
+    chosen = framefold.TokenStore.open(store, reducer="spatial(k=4)")
+    assert chosen.fingerprint == TokenStore.open(store, reducer="spatial").fingerprint
+    questions = tmp_path / "q.csv"
+    questions.write_text("video_id,question\na,what is it\n")
+    model = str(Path(__file__).parents[2] / "pipeline" / "synthetic" / "checkpoint")
+    flags = ("--store", store, "--out", str(tmp_path / "out"), "--model", model, "--runner", "local", "--reducer", "nest")
+    with redirect_stderr(io.StringIO()) as err:
+        assert answer_main([str(questions), *flags]) == 2
+    assert "2 fingerprints match reducer 'nest'" in err.getvalue()
 
 
 def test_verify_checks_the_entries_of_a_reducer(store: str) -> None:

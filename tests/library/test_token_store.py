@@ -101,7 +101,7 @@ def test_store_that_is_not_there_or_ambiguous_is_refused(tmp_path: Path) -> None
         TokenStore.open(str(tmp_path / "none"))
     one = Stored.create(str(tmp_path / "two"), SPEC)
     Stored.create(str(tmp_path / "two"), {**SPEC, "more": 1})
-    with pytest.raises(ConfigError, match="more than one fingerprint"):
+    with pytest.raises(ConfigError, match="several fingerprints"):
         TokenStore.open(str(tmp_path / "two"))
     opened = TokenStore.open(str(tmp_path / "two"), one.fingerprint[:8])
     assert opened.fingerprint == one.fingerprint
