@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDE)]
 README = "\n".join(page.read_text() for page in PAGES)
 """README and the pages that its chapters moved to."""
 DOCUMENTS = sorted({*PAGES, *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "infra" / "README.md"})
-OTHER_CAPITALS = {"AV_FRAME_FLAG_CORRUPT", "GOP", "WARNING"}
+OTHER_CAPITALS = {"AV_FRAME_FLAG_CORRUPT", "GOP", "MODEL", "QUESTIONS", "VIDEOS", "WARNING"}
 VARIABLES = ("AWS_", "FRAMEFOLD_", "FSSPEC_")
 JOBS = {
     "encode": EncodeJob,

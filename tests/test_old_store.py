@@ -40,7 +40,7 @@ def test_old_store_is_opened_by_each_of_its_fingerprints(store: str) -> None:
         found = TokenStore.open(store, recorded["fingerprint"][:8])
         assert found.fingerprint == recorded["fingerprint"]
         assert found.ids() == sorted(recorded["exported"])
-    with pytest.raises(ConfigError, match="more than one fingerprint"):
+    with pytest.raises(ConfigError, match="several fingerprints"):
         TokenStore.open(store)
 
 

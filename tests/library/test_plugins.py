@@ -104,10 +104,10 @@ def test_another_version_of_the_distribution_is_another_fingerprint(model: str, 
 def test_list_of_reducers_names_distribution_or_reason(tmp_path: Path) -> None:
     site = install(tmp_path / "site", good())
     install(site, "import nothing_of_that_name", dist="torn", points="torn = torn_reducers:Torn")
-    listed = report(command(site, "reducers"))["plugins"]
+    listed = report(command(site, "reducers", "--json"))["plugins"]
     assert listed["first"] == "reducer 'first' of distribution tiny-reducers 1.2: Keeps the first patches of each frame."
     assert listed["torn"].startswith("reducer 'torn' of distribution torn 1.2 cannot be imported from torn_reducers:Torn: ")
-    assert "plugins" not in report(command(tmp_path / "empty", "reducers"))
+    assert "plugins" not in report(command(tmp_path / "empty", "reducers", "--json"))
 
 
 BROKEN = {
