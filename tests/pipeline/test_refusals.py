@@ -53,7 +53,7 @@ def test_there_is_a_reducer_that_reads_the_question() -> None:
         ("alloc|visionzip(score=received)", "towers without a CLS token"),
         ("tome(keep=8, r=2)", "not both"),
         ("alloc(ratio=0)+prumerge", "ratio in (0, 1]"),
-        ("alloc(keep=64)+prumerge(ratio=0.5)", "said in its first part"),
+        ("alloc(keep=64)+prumerge(ratio=0.5)", "in the first part"),
         ("evs(keep=8, widen=0.5)|visionzip", "widen >= 1"),
         ("visionzip|evs(keep=64)", "got visionzip|evs"),
         ("alloc+tome", "inside the tower"),
