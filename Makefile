@@ -33,8 +33,8 @@ test: install  ## the whole test suite: pure computation on two cores, then the 
 	$(PY) -m pytest -m "not serial" -n $(WORKERS) --dist loadfile; shared=$$?; \
 		$(PY) -m pytest -m serial; alone=$$?; exit $$((shared ? shared : alone))
 
-test-fast: install  ## no Ray, no S3, no other process, no training: for use while writing code
-	$(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+test-fast: install  ## no Ray, no S3, no other process, no training, few cases of each test: for use while writing code
+	$(PY) -m pytest -m "not slow" --cases 3 -n $(WORKERS) --dist loadfile
 
 frames: install  ## 450 random files and 300 damaged ones: no clip shows a frame that was not asked for
 	$(PY) -m tests.frames --files 450

@@ -14,7 +14,7 @@ from hypothesis import settings
 from tests import s3
 from tests.activitynet import write_split
 from tests.judge_server import JudgeServer, judge_server
-from tests.marking import mark
+from tests.marking import mark, some_cases
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
@@ -22,10 +22,17 @@ settings.register_profile("framefold", deadline=None, derandomize=True, max_exam
 settings.load_profile("framefold")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cases", type=int, help="run at most so many parameter sets of each test, spread over all it has")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Before the markers of the command line choose among the tests."""
     mark(items)
+    if config.option.cases:
+        items[:], others = some_cases(items, config.option.cases)
+        config.hook.pytest_deselected(items=others)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Which tests are fast, and which need the machine for themselves: told by what they use, not by a list of names.
 
 `serial` is a test that starts Ray, an S3 server or any other process, or that waits for a clock: two of them at once would
-make one another late. `slow` is that too, or a test of a folder of long tests. `make test-fast` runs what is neither.
+make one another late. `slow` is that too, or a test of a folder of long tests. `make test-fast` runs what is neither, and of
+each test some of its cases.
 """
 
 import types
@@ -31,6 +32,15 @@ def mark(items: list[pytest.Item]) -> None:
             item.add_marker("serial")
         if item.get_closest_marker("serial") or item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS:
             item.add_marker("slow")
+
+
+def some_cases(items: list[pytest.Item], most: int) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Return at most so many cases of each test, spread over all it has, and the other ones. The order stays."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    kept = {one[at * len(one) // most].nodeid for one in cases.values() for at in range(most)}
+    return [item for item in items if item.nodeid in kept], [item for item in items if item.nodeid not in kept]
 
 
 def functions(item: pytest.Item) -> Iterator[object]:
