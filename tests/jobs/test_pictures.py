@@ -118,9 +118,10 @@ def test_the_command_writes_a_file_for_each(tmp_path: Path, drawn: dict[str, byt
 
 def test_the_list_names_what_can_be_composed(capsys: pytest.CaptureFixture[str]) -> None:
     """All of it parses."""
-    report = run(ReducersJob())
-    shown = capsys.readouterr().out
+    run(ReducersJob())
+    rows = [line.split()[0] for line in capsys.readouterr().out.partition("compositions: FIRST|SECOND")[2].splitlines() if line]
+    report = run(ReducersJob(json=True))
     for first in report["compositions"]["first"]:
-        assert f"{first}(...)|..." in shown
+        assert first in rows
         for second in report["compositions"]["second"]:
             assert parse(f"{first}|{second}").name == f"{first}|{second}"

@@ -144,7 +144,7 @@ def test_cleared_failures_are_told_apart_until_the_next_encode(tmp_path: Path, c
 
 def test_a_view_is_not_written_among_the_files_of_its_store(tmp_path: Path) -> None:
     filled((str(tmp_path / "store"), {}))
-    with pytest.raises(ConfigError, match="is the token store"):
+    with pytest.raises(ConfigError, match="--out must differ from STORE"):
         run(StoreJob(what="export", store=str(tmp_path / "store"), out=f"{tmp_path}/store/"))
     run(StoreJob(what="export", store=str(tmp_path / "store"), out=f"{tmp_path}/store/view"))
 
