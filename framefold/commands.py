@@ -79,7 +79,7 @@ def evaluate(predictions: str, *, questions: str, **settings: Any) -> Report:
 def _run(name: str, kind: type[Any], run: Callable[[Any], Report], settings: Mapping[str, Any]) -> Report:
     """Run a job of some settings in this process. Any: each command has its own job."""
     for setting in RAY_ONLY:
-        if setting in settings:
+        if setting in settings and (setting, settings[setting]) != ("runner", "local"):
             raise ConfigError(f"framefold.{name}: {setting} is a setting of Ray: use the command framefold {name}")
     local = {} if name == "evaluate" else {"runner": "local"}
     return run(job_of(kind, {**settings, **local}, f"framefold.{name}", RAY_ONLY))

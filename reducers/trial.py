@@ -91,11 +91,12 @@ def guarded(reducer: Reducer, tokens: VisualTokens, text: TextQuery | None = Non
     try:
         reduced = reducer.reduce(tokens, text)
         check_reduced(tokens, reduced)
+        check_not_empty(reduced)
     except InterfaceError as error:
         raise InterfaceError(f"{whose} breaks the interface: {error}") from error
     except ReducerError as error:
         raise ReducerError(f"{whose}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InterfaceError(f"{whose} raised {one_line(error)}") from error
     return reduced
 
@@ -140,6 +141,13 @@ def check_reduced(tokens: VisualTokens, reduced: Any) -> None:
     _check_ptr(reduced.ptr.tolist(), count)
     _check_bounds(tokens, reduced)
     _check_order(tokens, reduced, count)
+
+
+def check_not_empty(reduced: ReducedTokens) -> None:
+    """Raise InterfaceError if nothing is left of a clip: no question could be answered from it."""
+    empty = [clip for clip, (before, after) in enumerate(pairwise(reduced.ptr.tolist())) if before == after]
+    if empty:
+        raise InterfaceError(f"at least one token of each clip must be left, got none of clip {empty[0]}")
 
 
 def _check(name: str, value: Any, shape: tuple[int, ...], kind: torch.dtype) -> None:

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -40,21 +41,20 @@ def launch(job: type[J], run: Callable[[J], Report], prog: str, args: Sequence[s
     given = with_values(args, FLAG)
     secrets = _secrets(given)
     _write_whatever_the_encoding()
+    code = DONE
     try:
         configure(secrets, log_format(given))
         settings = parse(job, prog, given)
         report = run(settings)
+        code = int(report.get("exit_code", DONE))
+        if not report.get("silent"):
+            write_report(redact_all(report, secrets), as_json=_wants_json(settings))
     except KeyboardInterrupt:
         return _say("stopped; run the same command again to go on", STOPPED)
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except Exception as error:
         return _failed(error, secrets)
-    code = int(report.get("exit_code", DONE))
-    if report.get("silent"):
-        return code
-    write_report(redact_all(report, secrets), as_json=_wants_json(settings))
     return code
 
 
@@ -64,7 +64,12 @@ def _wants_json(settings: object) -> bool:
 
 
 def _write_whatever_the_encoding() -> None:
-    """Let stdout show a character that its encoding lacks as an escape: a name must not end a listing."""
+    """Let stdout show a character that its encoding lacks as an escape: a name must not end a listing.
+
+    A process may be started without a stdout; what it would print goes nowhere then.
+    """
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # open as long as the process lives
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

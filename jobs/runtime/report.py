@@ -1,11 +1,13 @@
 """The report of a command: a table on a terminal, one line of JSON for programs."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from pipeline.errors import StorageError
 from pipeline.names import json_line, one_line
 
 Report = dict[str, Any]
@@ -23,12 +25,20 @@ class ReportConfig:
 
 
 def write_report(report: Report, *, as_json: bool) -> None:
-    """Write a report to stdout: as a table where that is a terminal and JSON is not asked for."""
-    if sys.stdout.isatty() and not as_json:
-        sys.stdout.write("".join(f"{line}\n" for line in table(report)))
-    else:
-        sys.stdout.write(json_line(report, ascii_only=not _is_unicode(sys.stdout)) + "\n")
-    sys.stdout.flush()
+    """Write a report to stdout: as a table where that is a terminal and JSON is not asked for.
+
+    Raises BrokenPipeError where its reader has ended, StorageError where nothing can be written.
+    """
+    as_table = sys.stdout.isatty() and not as_json
+    text = "\n".join(table(report)) if as_table else json_line(report, ascii_only=not _is_unicode(sys.stdout))
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is tried again at the end
+        raise StorageError(f"the report cannot be written to stdout: {error.strerror}") from error
 
 
 def table(report: Report) -> Iterator[str]:

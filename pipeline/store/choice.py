@@ -20,6 +20,9 @@ def chosen(specs: dict[str, dict[str, Any]], fingerprint: str | None, reducer: s
     names = sorted(name for name in specs if name.startswith(fingerprint or ""))
     if reducer is None:
         return names
+    held = [name for name in names if specs[name].get("reducer", {}).get("name") == reducer.strip()]
+    if held:  # of a plug-in too that is not installed here
+        return held
     wanted = _wanted(reducer)
     return [name for name in names if wanted.items() <= specs[name].get("reducer", {}).items()]
 

@@ -40,8 +40,9 @@ def find_video(asked: str, index: Index) -> Row:
             raise ConfigError(f"ambiguous video {one_line(asked)}: matches {matches}; pass a full id")
     ids = [row["video_id"] for row in rows]
     close = get_close_matches(_stem(asked), ids, SHOWN) if len(ids) <= SEARCHED else []
-    hint = f"; the closest: {_some(close)}" if close else f", such as {_some(ids)}" if ids else ""
-    raise ConfigError(f"{one_line(asked)} is not in the store, which has {len(ids)} videos{hint}: encode it first")
+    such = f", such as {_some(ids)}" if ids else ""
+    hint = f"; the closest: {_some(close)}" if close else f"{such}: encode it first"
+    raise ConfigError(f"{one_line(asked)} is not in the store, which has {len(ids)} videos{hint}")
 
 
 def _places(row: Row) -> set[str]:

@@ -8,6 +8,7 @@ import av
 import pytest
 
 from pipeline.decode.sampling import frame_indices
+from pipeline.decode.structure import MOST_ELEMENTS, first_break
 from pipeline.errors import VideoError
 from tests.frames.checking import clip_of, opened
 from tests.frames.damage import damaged, unnoticed
@@ -149,6 +150,21 @@ def test_intact_containers_have_no_break(options: dict[str, str], tmp_path: Path
     """Segments and clusters of unknown length too."""
     path = write(tmp_path / "v.mkv", 60, H264, mux_options=options)
     assert opened(path).scan.broken_at == -1
+
+
+def test_walk_of_a_container_is_bounded_and_reads_its_header(tmp_path: Path) -> None:
+    """Millions of tiny elements, bytes behind the segment, and an FLV header that is longer than usual."""
+    path = write(tmp_path / "v.mkv", 30, H264)
+    content = path.read_bytes()
+    path.write_bytes(content + b"\xec\x80" * 100_000 + b"\x00garbage")
+    assert first_break(path, "matroska") == -1
+    path.write_bytes(b"\xec\x80" * (MOST_ELEMENTS + 10) + b"\x00garbage")
+    assert first_break(path, "matroska") == -1
+    flv = write(tmp_path / "v.flv", 30, H264).read_bytes()
+    path.write_bytes(flv[:5] + (13).to_bytes(4, "big") + bytes(4) + flv[9:])
+    assert first_break(path, "flv") == -1
+    path.write_bytes(b"")
+    assert first_break(path, "flv") == -1
 
 
 def test_small_packet_overwritten_with_zeros_keeps_its_place(tmp_path: Path) -> None:

@@ -57,6 +57,19 @@ def test_report_elsewhere_is_one_line_of_json(store: str) -> None:
         assert json.loads(ran.stdout.splitlines()[-1])["ok"] is True
 
 
+@pytest.mark.parametrize(
+    ("stdout", "code", "said"),
+    [("| true", 0, ""), (">/dev/full", 4, "the report cannot be written to stdout: No space left on device"), (">&-", 0, "")],
+)
+def test_stdout_that_takes_nothing_changes_no_result(stdout: str, code: int, said: str, store: str) -> None:
+    """A reader that has gone is no fault; a full disk is one, in a sentence."""
+    command = f"set -o pipefail; {sys.executable} -m jobs.cli store verify {store} {stdout}"
+    ran = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == code, ran.stderr
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_table_shows_pairs_lists_and_rows_of_a_report() -> None:
     report = {"job": "encode", "by_class": {"TIMEOUT": 2}, "first": [{"id": "a", "why": None}], "ids": ["a\nb"], "none": {}}
     assert list(table(report)) == [

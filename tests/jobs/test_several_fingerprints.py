@@ -92,6 +92,11 @@ def test_answer_and_library_choose_entries_by_reducer(store: str, tmp_path: Path
     assert "2 fingerprints match reducer 'nest'" in err.getvalue()
 
 
+def test_name_of_a_reducer_that_is_not_installed_selects(store: str) -> None:
+    TokenStore.create(store, {**SPEC, "reducer": {"name": "foreign", "version": 3, "params": {}}}).commit(encoded([row("z")]))
+    assert TokenStore.open(store, reducer="foreign").ids() == ["z"]
+
+
 def test_verify_checks_the_entries_of_a_reducer(store: str) -> None:
     assert said("verify", store, "--reducer", "spatial")[1]["ok"] is True
     assert main(["verify", store, "--reducer", "nest"]) == 2

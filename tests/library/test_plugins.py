@@ -147,6 +147,8 @@ REFUSED = {
     "type": (broken("size=kept.size.double()"), "breaks the interface: size must be a tensor"),
     "result": (good("return 5"), "breaks the interface: reduce must return ReducedTokens, got int"),
     "error": (good("raise ZeroDivisionError('one\\ntwo')"), "raised ZeroDivisionError: one two"),
+    "exit": (good("raise SystemExit(0)"), "raised SystemExit: 0"),
+    "nothing": (good("mask_FN[:] = False"), "at least one token of each clip must be left, got none of clip 0"),
     "budget": (good("raise framefold.BudgetError('too few')"), "cannot work on 8 frames of 16 patches"),
     "version": (good().replace("version = 1", "version = '1'"), "version must be a class attribute, an int of at least 1"),
 }
