@@ -18,7 +18,8 @@ from pipeline.store.export import export
 from pipeline.store.index import rows_of
 from pipeline.store.maintenance import GRACE_S, clear, compact, gc, repair
 from pipeline.store.resolve import find_video
-from pipeline.store.token_store import TokenStore, fingerprints, matching_fingerprints
+from pipeline.store.specs import fingerprints, matching_fingerprints
+from pipeline.store.token_store import TokenStore
 from pipeline.store.verify import verify
 
 SHOWN_TOKENS = 5

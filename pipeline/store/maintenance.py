@@ -21,7 +21,8 @@ from pipeline.storage.filesystem import list_files, read_bytes
 from pipeline.storage.parquet_io import open_parquet
 from pipeline.store.index import Index, parse_fragment
 from pipeline.store.shards import write_entries
-from pipeline.store.token_store import TokenStore, fingerprints, read_spec
+from pipeline.store.specs import fingerprints, read_spec
+from pipeline.store.token_store import TokenStore
 from pipeline.store.verify import Verified, verify
 
 GRACE_S = 24 * 3600.0

@@ -8,8 +8,6 @@ A shard is written first, its end read back, then the fragment that names it. Re
 leaves at worst a shard that nothing names.
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.fingerprint import canonical_json, fingerprint
-from pipeline.schema import ENTRY, INDEX, MANIFEST, SCHEMA_VERSION
-from pipeline.storage.filesystem import create_exclusive, is_local, list_files, open_root, read_bytes, renew
+from pipeline.fingerprint import fingerprint
+from pipeline.schema import ENTRY, INDEX, MANIFEST
+from pipeline.storage.filesystem import list_files, open_root
 from pipeline.storage.preflight import check_can_create
-from pipeline.store.choice import chosen
 from pipeline.store.entries import Entry, payload_digest
 from pipeline.store.index import TRANSIENT, Index
 from pipeline.store.shards import Place, ShardReader, write_entries
+from pipeline.store.specs import fingerprints, matching_fingerprints, read_spec, reducer_name, spec_path, write_spec
 
 MOVES = 20
 """How many times a reader follows an entry that compaction moves, and how often it reads an index that changes."""
@@ -47,7 +45,7 @@ class TokenStore:
     def create(cls, url: str, spec: Mapping[str, Any], storage_options: Mapping[str, Any] | None = None) -> "TokenStore":
         """Open the entries of a spec, and write the spec if nobody has. Raises ConfigError where nothing can be written."""
         fs, root = open_root(url, storage_options)
-        _write_spec(fs, root, spec)
+        write_spec(fs, root, spec)
         return cls(fs, root, spec)
 
     @classmethod
@@ -57,12 +55,12 @@ class TokenStore:
         Raises ConfigError where `create` could not write the spec. Call `write_spec` before the first commit.
         """
         fs, root = open_root(url, storage_options)
-        check_can_create(fs, _spec_path(root, spec))
+        check_can_create(fs, spec_path(root, spec))
         return cls(fs, root, spec)
 
     def write_spec(self) -> None:
         """Write the spec unless it is stored already. Raises ConfigError where nothing can be written."""
-        _write_spec(self.fs, self.root, self.spec)
+        write_spec(self.fs, self.root, self.spec)
 
     @classmethod
     def open(
@@ -76,7 +74,7 @@ class TokenStore:
         fs, root = open_root(url, storage_options)
         matching = matching_fingerprints(fs, root, fingerprint, reducer)
         if len(matching) != 1:
-            known = ", ".join(f"{name[:12]} ({_reducer(fs, root, name)})" for name in fingerprints(fs, root))
+            known = ", ".join(f"{name[:12]} ({reducer_name(fs, root, name)})" for name in fingerprints(fs, root))
             given = f"fingerprint {fingerprint!r}" if reducer is None else f"reducer {reducer!r}"
             is_given = fingerprint is not None or reducer is not None
             problem = f"{len(matching)} fingerprints match {given}" if is_given else "several fingerprints"
@@ -229,53 +227,6 @@ class Commit:
     def __call__(self, encoded: pa.Table) -> pa.Table:
         """Return what became of each video."""
         return self.store.commit(encoded)
-
-
-def fingerprints(fs: Any, root: str) -> list[str]:
-    """Return every fingerprint under a root, sorted."""
-    return [path.rsplit("/", 1)[-1].removesuffix(".json") for path in list_files(fs, f"{root}/specs", ".json")]
-
-
-def matching_fingerprints(fs: Any, root: str, fingerprint: str | None, reducer: str | None) -> list[str]:
-    """Return the fingerprints that begin so and have this reducer, sorted. Raises ConfigError where there is no store."""
-    names = fingerprints(fs, root)
-    if not names:
-        where = root if is_local(fs) else fs.unstrip_protocol(root)
-        raise ConfigError(f"{where}: no token store there (expected specs/<fingerprint>.json)")
-    if reducer is None:
-        return [name for name in names if name.startswith(fingerprint or "")]
-    return chosen({name: read_spec(fs, root, name) for name in names}, fingerprint, reducer)
-
-
-def _spec_path(root: str, spec: Mapping[str, Any]) -> str:
-    return f"{root}/specs/{fingerprint(spec)}.json"
-
-
-def _write_spec(fs: Any, root: str, spec: Mapping[str, Any]) -> None:
-    """Write a spec unless it is stored already; replace a damaged one. Any: an fsspec file system."""
-    path, content = _spec_path(root, spec), canonical_json(spec).encode()
-    if not create_exclusive(fs, path, content) and read_bytes(fs, path) != content:
-        renew(fs, path, content)
-
-
-def read_spec(fs: Any, root: str, name: str) -> dict[str, Any]:
-    """Return the spec of a fingerprint. Raises StoreError if it is not what its name says, ConfigError if it is newer."""
-    path = f"{root}/specs/{name}.json"
-    content = read_bytes(fs, path)
-    if hashlib.sha256(content).hexdigest() != name:
-        raise StoreError(f"{path}: the spec was changed after it was written; its SHA-256 is not its name")
-    spec: dict[str, Any] = json.loads(content)
-    found = spec.get("schema_version")
-    if not isinstance(found, int) or found > SCHEMA_VERSION:
-        raise ConfigError(f"{root}: written with store schema {found}, this framefold reads up to {SCHEMA_VERSION}: upgrade it")
-    return spec
-
-
-def _reducer(fs: Any, root: str, name: str) -> str:
-    try:
-        return str(read_spec(fs, root, name).get("reducer", {}).get("name", "?"))
-    except (StoreError, ConfigError):
-        return "unreadable"
 
 
 def _rows(encoded: pa.Table) -> list[dict[str, Any]]:

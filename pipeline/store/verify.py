@@ -13,7 +13,7 @@ from pipeline.storage.filesystem import list_files, read_bytes
 from pipeline.store.entries import entry_of
 from pipeline.store.index import TRIES, parse_fragment, resolve, rows_of
 from pipeline.store.shards import Place, decode_row, parse_footer, row_group_spans
-from pipeline.store.token_store import fingerprints, read_spec
+from pipeline.store.specs import fingerprints, read_spec
 
 
 @dataclass(kw_only=True)

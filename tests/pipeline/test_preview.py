@@ -10,7 +10,8 @@ from pipeline.answer.answer_store import AnswerStore
 from pipeline.errors import ConfigError
 from pipeline.storage.filesystem import open_root
 from pipeline.storage.preflight import check_can_create
-from pipeline.store.token_store import TokenStore, fingerprints
+from pipeline.store.specs import fingerprints
+from pipeline.store.token_store import TokenStore
 from tests.tables import SPEC, corpus, encoded, row
 
 
