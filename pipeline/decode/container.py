@@ -160,5 +160,6 @@ def bad(error: av.error.FFmpegError, where: str = "") -> VideoError:
 
 
 def said(error: Exception) -> str:
-    """Return the first line of what FFmpeg says."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    """Return the first line of what FFmpeg says, without the private path that a file has while it is decoded."""
+    text = str(error).replace(f": {getattr(error, 'filename', None)!r}", "").strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.decode.config import DecodeConfig
 from pipeline.decode.stage import Decode
 from pipeline.decode.tempdirs import PREFIX, scratch, sweep
+from pipeline.schema import CORPUS
 from tests.poison import craft
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +106,17 @@ def test_only_folders_of_this_name_and_of_nobody_are_removed(disk: Path, tmp_pat
     found = sorted(path.name for path in disk.iterdir())
     assert found == [f"{PREFIX}file", f"{PREFIX}link", "framefold-older", "other"]
     assert (tmp_path / "target" / "video").is_file()
+
+
+def test_failure_of_a_file_does_not_name_the_folder_that_it_lay_in(disk: Path, tmp_path: Path) -> None:
+    """It is stored, and would differ from run to run."""
+    (tmp_path / "half.flv").write_bytes(b"FLV\x01")
+    rows = [{"video_id": "v", "uri": str(tmp_path / "half.flv"), "source_hint": "{}"}]
+    with Decode(DecodeConfig(), side_px=32) as stage:
+        (found,) = stage(pa.Table.from_pylist(rows, schema=CORPUS)).to_pylist()
+    assert found["error_class"] == "CORRUPT"
+    assert "End of file" in found["error"]
+    assert PREFIX not in found["error"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder to another user needs root")
